@@ -1,0 +1,67 @@
+# Entry points. Each target first sets up what it needs, once, in .venv; `make` alone lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STORE := store/brain64
+
+# The exact versions of constraints.txt were frozen on this Python; others resolve requirements.txt freely.
+FROZEN_ON := 3.11
+
+.PHONY: help setup demo test lint bench clean store
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.dev  ## install everything into .venv (the other targets do so on their own)
+
+demo: store  ## train on undersampled brain scans, reconstruct another person's, write a report
+	$(PY) main.py --config=configs/brain64_msm.py:demo --workdir=workdir/demo --mode=train
+	$(PY) main.py --config=configs/brain64_msm.py:demo --workdir=workdir/demo --mode=eval
+	$(PY) main.py --config=configs/brain64_msm.py --workdir=workdir/demo_pretrained --mode=eval \
+	  --config.eval.checkpoint=pretrained/brain64_msm
+	@echo "trained here:        workdir/demo/eval/report.html"
+	@echo "pretrained, shipped: workdir/demo_pretrained/eval/report.html"
+
+test: $(VENV)/.dev  ## run the tests
+	$(PY) -m pytest -q
+
+lint: $(VENV)/.dev  ## check style, formatting and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright
+
+bench: store  ## time training and reconstruction
+	$(PY) benchmarks/bench.py
+
+clean:  ## delete what demo and test made: store, demo workdirs, caches (.venv stays)
+	rm -rf $(STORE) workdir/demo workdir/demo_pretrained .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# Does nothing where the store is complete and of these settings.
+store: $(VENV)/.run
+	$(PY) tools/prepare_demo.py --size 64 --out $(STORE)
+
+# Installs requirement file $(1) and leaves stamp $(2).
+define install
+	@echo 'installing $(1) into $(VENV) (about 1 GB, once)'
+	@constraints=$$($(PY) -c 'import sys; print("-c constraints.txt" if "%d.%d" % sys.version_info[:2] == "$(FROZEN_ON)" else "")'); \
+	$(PY) -m pip install --quiet --disable-pip-version-check -r $(1) $$constraints
+	touch $(2)
+endef
+
+$(VENV)/.run: requirements.txt constraints.txt | $(PY)
+	$(call install,requirements.txt,$@)
+
+$(VENV)/.dev: requirements.txt requirements-dev.txt constraints.txt | $(PY)
+	$(call install,requirements-dev.txt,$@)
+	touch $(VENV)/.run
+
+$(PY):
+	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) is not installed; name another one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1); name another one: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)

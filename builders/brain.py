@@ -1,0 +1,189 @@
+"""TFDS builders of the demo data: simulated acquisitions of three real heads, and, apart from them, their references.
+
+Acquisitions hold what a scanner would hand over and nothing else. References live in a dataset of their own, in another
+folder, without a training split, so that training has no clean image to read.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from builders import simulate
+
+DATA_VERSION = "1.0.0"
+SOURCE = Path(__file__).resolve().parent.parent / "data" / "brains_128.npz"
+SPLITS = ("train", "validation", "test")
+ACQUISITIONS = ("undersampled", "full")
+
+# example id = offset of the volume + slice number: unique, and the same in every store.
+OFFSETS = {"colin27": 0, "brain1": 115, "brain2": 140}
+SLICES = {"colin27": 115, "brain1": 25, "brain2": 23}
+# Neighbouring 1 mm slices nearly repeat each other, so the validation block has a gap on either side.
+VALIDATION = range(66, 78)  # above the ventricles
+GAP = 4
+
+
+def split_slices(split: str) -> list[tuple[str, int]]:
+    """Returns (volume, slice number) of every example of a split, in the order of their ids.
+
+    Persons do not cross splits, except that validation is a block of slices of a training head, held apart by a gap.
+    """
+    if split == "train":
+        kept = [s for s in range(SLICES["colin27"]) if not VALIDATION.start - GAP <= s < VALIDATION.stop + GAP]
+        return [("colin27", s) for s in kept] + [("brain1", s) for s in range(SLICES["brain1"])]
+    if split == "validation":
+        return [("colin27", s) for s in VALIDATION]
+    return [("brain2", s) for s in range(SLICES["brain2"])]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One simulated acquisition with what it was made from. `scale`: see `simulate.volume_scale`."""
+
+    example_id: int
+    volume: str
+    slice: int
+    scale: float
+    simulated: simulate.Simulated
+
+
+@functools.lru_cache(maxsize=1)  # the builders of a store share one simulation
+def simulate_heads(settings: simulate.Settings) -> dict[str, tuple[Example, ...]]:
+    """Returns all examples of every split, ordered by id.
+
+    A volume's scale comes from all its slices that any split uses: an example is the same in a toy store.
+    """
+    places = [(split, volume, number) for split in SPLITS for volume, number in split_slices(split)]
+    ids = [OFFSETS[volume] + number for _, volume, number in places]
+    masks = simulate.draw_masks(settings, ids)
+    with np.load(SOURCE, allow_pickle=False) as heads:
+        volumes = {name: heads[name] for name in OFFSETS}
+    drawn = [
+        simulate.simulate(volumes[volume][number], mask, settings, example_id)
+        for (_, volume, number), example_id, mask in zip(places, ids, masks, strict=True)
+    ]
+    scales = {
+        name: simulate.volume_scale([s for s, (_, volume, _) in zip(drawn, places, strict=True) if volume == name])
+        for name in OFFSETS
+    }
+    examples: dict[str, list[Example]] = {split: [] for split in SPLITS}
+    for (split, volume, number), example_id, simulated in zip(places, ids, drawn, strict=True):
+        examples[split].append(Example(example_id, volume, number, scales[volume], simulated))
+    return {split: tuple(sorted(chosen, key=lambda e: e.example_id)) for split, chosen in examples.items()}
+
+
+def choose(settings: simulate.Settings, split: str, max_slices: int = 0) -> list[Example]:
+    """Returns the examples of a split; with `max_slices` > 0 at most so many, evenly spread over it."""
+    examples = simulate_heads(settings)[split]
+    if not 0 < max_slices < len(examples):
+        return list(examples)
+    return [examples[round(i)] for i in np.linspace(0, len(examples) - 1, max_slices)]
+
+
+@dataclasses.dataclass
+class BrainConfig(tfds.core.BuilderConfig):
+    """A named variant of the data. `settings` and `max_slices`: see `simulate.Settings` and `choose`."""
+
+    settings: simulate.Settings = dataclasses.field(default_factory=simulate.Settings)
+    max_slices: int = 0
+
+
+def _complex(*shape: int | None) -> tfds.features.Tensor:
+    # Complex values survive the TensorFlow-free reader only as raw bytes.
+    return tfds.features.Tensor(shape=shape, dtype=np.complex64, encoding=tfds.features.Encoding.BYTES)
+
+
+def _scalar(dtype) -> tfds.features.Tensor:
+    return tfds.features.Tensor(shape=(), dtype=dtype)
+
+
+class _Brain(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version(DATA_VERSION)
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {DATA_VERSION: "First version."}
+    splits: ClassVar[tuple[str, ...]] = SPLITS
+
+    def _features(self) -> dict:
+        raise NotImplementedError
+
+    def _record(self, example: Example) -> dict:
+        raise NotImplementedError
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        common = {
+            "example_id": _scalar(np.int32),
+            "volume": tfds.features.Text(),
+            "slice": _scalar(np.int32),
+            "scale": _scalar(np.float32),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"{self.builder_config.description} Coils, phase, mask and noise are simulated.",
+            features=tfds.features.FeaturesDict(common | self._features()),
+            license="Derived from Colin27 (mricron, BSD-3-Clause) and pyradiomics (BSD-3-Clause); see data/README.md.",
+        )
+
+    def _split_generators(self, dl_manager) -> dict:
+        del dl_manager  # nothing to download: the heads are part of the repository
+        return {split: self._generate_examples(split) for split in self.splits}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+        for example in choose(self.builder_config.settings, split, self.builder_config.max_slices):
+            common = {"example_id": example.example_id, "volume": example.volume, "slice": example.slice}
+            yield example.example_id, common | {"scale": example.scale} | self._record(example)
+
+
+class BrainAcquisitions(_Brain, skip_registration=True):
+    """Acquired k-space columns `y` (C,H,n), their `mask` (W,), `maps` (C,H,W) and `noise_std`. No clean image."""
+
+    name = "brain_acquisitions"
+
+    def _features(self) -> dict:
+        s = self.builder_config.settings
+        return {
+            "y": _complex(s.num_coils, s.image_size, None),
+            "mask": tfds.features.Tensor(shape=(s.image_size,), dtype=np.bool_),
+            "maps": _complex(s.num_coils, s.image_size, s.image_size),
+            "noise_std": _scalar(np.float32),
+        }
+
+    def _record(self, example: Example) -> dict:
+        settings, full = self.builder_config.settings, self.builder_config.name == "full"
+        simulated = example.simulated
+        return {
+            "y": simulate.acquire(simulated, example.scale, settings, example.example_id, full=full),
+            "mask": np.ones_like(simulated.mask) if full else simulated.mask,
+            "maps": simulated.maps,
+            "noise_std": 0.0 if full else settings.noise_std,
+        }
+
+
+class BrainReferences(_Brain, skip_registration=True):
+    """Reference image `image` (H,W) of each validation and test acquisition, in the acquisition's units."""
+
+    name = "brain_references"
+    splits: ClassVar[tuple[str, ...]] = ("validation", "test")
+
+    def _features(self) -> dict:
+        size = self.builder_config.settings.image_size
+        return {"image": _complex(size, size)}
+
+    def _record(self, example: Example) -> dict:
+        return {"image": (example.simulated.image / example.scale).astype(np.complex64)}
+
+
+def get_builders(data_dir: Path, settings: simulate.Settings, max_slices: int = 0) -> dict[str, _Brain]:
+    """Returns the builders of one store: the acquisitions by name, and 'references'."""
+
+    def build(cls: type[_Brain], folder: str, name: str, description: str) -> _Brain:
+        config = BrainConfig(name=name, description=description, settings=settings, max_slices=max_slices)
+        return cls(data_dir=str(data_dir / folder), config=config, file_format="array_record")
+
+    under = build(BrainAcquisitions, "acquisitions", "undersampled", "Undersampled, noisy multi-coil acquisitions.")
+    full = build(BrainAcquisitions, "acquisitions", "full", "Fully sampled, noiseless multi-coil acquisitions.")
+    references = build(BrainReferences, "references", "images", "Reference images of the acquisitions.")
+    return {"undersampled": under, "full": full, "references": references}

@@ -1,0 +1,107 @@
+"""Every setting with its default. A leaf config changes only what its experiment needs."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the defaults: a multi-coil MRI experiment in the units of design rule 11."""
+    config = ConfigDict()
+    config.seed = 0  # of initialisation, training noise and sampling; every random number derives from it
+
+    config.data = data = ConfigDict()
+    data.dir = "store/brain64"  # store made by tools/prepare_demo.py: holds acquisitions/ and references/
+    data.image_size = 64  # rows = columns
+    data.num_coils = 4  # 0 for images
+    data.acquisition = "undersampled"  # which acquisitions of the store: undersampled | full (the oracle's)
+    data.augment = ("flip", "shift", "phase")  # exact symmetries of a measurement, drawn per step and example
+
+    config.transform = ConfigDict()
+    config.transform.name = "multicoil_fourier"
+
+    config.masks = masks = ConfigDict()  # p(S): what data preparation draws and what partial calls of the sampler draw
+    masks.name = "cartesian_random"
+    masks.acceleration = 4.0  # nominal R: every line outside the ACS is kept with probability 1/R
+    masks.acs_lines = 6
+
+    config.model = model = ConfigDict()
+    model.name = "adm"
+    model.num_channels = 64
+    model.channel_mult = (1, 2, 2)
+    model.num_res_blocks = 1
+    model.attention_resolutions = (8,)  # feature-map sizes
+    model.num_heads = 4
+    model.num_head_channels = -1  # -1: use num_heads
+    model.patch_size = 1  # space-to-depth factor before the first convolution
+    model.dtype = "float32"  # compute type: float32 | bfloat16; parameters stay float32
+    model.remat = False  # recompute activations in the backward pass: less memory, about a third more time
+
+    config.denoiser = denoiser = ConfigDict()
+    denoiser.parametrization = "edm"  # edm | eps
+    denoiser.sandwich = "wiener"  # wiener | adjoint
+    denoiser.cg_steps = 4
+    denoiser.sigma_data = 0.3  # standard deviation of an image per real scalar
+
+    config.schedule = schedule = ConfigDict()
+    schedule.name = "edm"  # edm | ddpm
+    schedule.sigma_min = 0.005
+    schedule.sigma_max = 20.0
+    schedule.rho = 7.0  # spacing of Karras' sampling grid
+    schedule.log_sigma_mean = -1.2
+    schedule.log_sigma_std = 1.4
+    schedule.train_stride = 5  # ddpm only: train on timesteps 0, 5, ..., 995
+
+    config.loss = loss = ConfigDict()
+    loss.name = "msm"
+    loss.reduction = "observed"  # observed | all (the published code's: mean over measured and unmeasured scalars)
+    loss.min_keep = 0.5  # each example keeps a uniform(min_keep, 1) share of its acquired lines; 1 keeps all
+    loss.heldout_weight = 0.0  # weight of predicting the acquired lines that were dropped; 0 is MSM as published
+
+    config.optim = optim = ConfigDict()
+    optim.learning_rate = 1e-3
+    optim.warmup_steps = 100
+    optim.decay = "cosine"  # cosine | constant
+    optim.weight_decay = 0.0
+    optim.grad_clip = 1.0  # global norm; 0 turns clipping off
+    optim.ema_rate = 0.999
+    optim.accumulate = 1  # micro-batches per optimiser step
+
+    config.training = training = ConfigDict()
+    training.batch_size = 16  # global, over all devices and processes
+    training.num_steps = 10_000
+    training.log_every = 50
+    training.checkpoint_every = 1000  # kept checkpoints
+    training.resume_every = 250  # rolling checkpoints (state + data position) for pre-emption
+    training.sample_every = 1000  # picture grids
+    training.picture_solver = "msm"  # what reconstructs the pictures
+
+    config.sampling = sampling = ConfigDict()
+    sampling.num_levels = 50
+    sampling.w = 1  # masks per level
+    sampling.mask_keep = 1.0  # density of sampling masks; 0 draws from p(S), 1 is the whole measurement in one call
+    sampling.mask_order = "iid"  # iid | complement
+    sampling.reinject = False  # the w calls of a level see each other's result (sequential) or not (one batched call)
+    sampling.weight = "count"  # count | population: average by how often an entry was drawn, or by its probability
+    sampling.step = "ddim"  # ddim | renoise: what eta means, see sampling.py
+    sampling.eta = 1.0  # share of fresh noise in a step
+    sampling.num_images = 16  # --mode sample
+
+    config.solver = solver = ConfigDict()  # of the msm posterior solver; names as in config.sampling
+    solver.num_levels = 50
+    solver.w = 1
+    solver.mask_keep = 1.0
+    solver.mask_order = "iid"
+    solver.reinject = False
+    solver.weight = "count"
+    solver.step = "renoise"  # renoise (published solver) | ddim
+    solver.gamma = 1.0  # data-consistency step; 1 replaces acquired entries by their measured values
+    solver.eta = 0.85
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.split = "test"
+    evaluation.solvers = ("zero_filled", "cg_sense", "l1_wavelet", "msm")
+    evaluation.num_samples = 4  # posterior samples per scan
+    evaluation.batch_size = 8
+    evaluation.max_examples = 0  # 0: all
+    evaluation.folder = "eval"  # inside workdir
+    evaluation.checkpoint = ""  # folder of a workdir whose checkpoint to use; empty: this workdir's
+    return config

@@ -1,0 +1,33 @@
+"""Variants of a leaf config: `configs/NAME.py:VARIANT`."""
+
+from collections.abc import Callable, Mapping
+
+from ml_collections import ConfigDict
+
+from infra.errors import UserError
+from registry import nearest
+
+
+def apply(config: ConfigDict, variant: str, variants: Mapping[str, Callable[[ConfigDict], ConfigDict]]) -> ConfigDict:
+    """Returns the config changed by the variant, unchanged for ''. Raises UserError for an unknown variant."""
+    if not variant:
+        return config
+    if variant not in variants:
+        raise UserError(f"unknown config variant {variant!r}{nearest(variant, variants)} (known: {', '.join(variants)})")
+    return variants[variant](config)
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """The same experiment with a tiny network and a few steps, for tests: every line runs, nothing is learned."""
+    config.model.num_channels = 8
+    config.model.num_heads = 1
+    config.training.num_steps = 4
+    config.training.batch_size = 4
+    config.training.log_every = config.training.resume_every = 1
+    config.training.checkpoint_every = config.training.sample_every = 2
+    config.solver.num_levels = config.sampling.num_levels = 3
+    config.eval.batch_size = 4
+    config.eval.max_examples = 6
+    config.eval.num_samples = 2
+    config.sampling.num_images = 4
+    return config

@@ -1,0 +1,259 @@
+"""From a data store to batches of `Measurement`: the training stream, whole splits, and evaluation batches.
+
+The training stream reads acquisitions only. References are opened by `open_references` alone, which nothing in training
+calls. A store is checked against its manifest and the config before any record is read.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+import tensorflow_datasets as tfds
+
+from infra.errors import UserError
+from operators.measurement import EvalExample, Measurement
+
+PADDING_ID = -1
+_ENDLESS = 2**40  # batches
+# A record of some 100 kB takes about a millisecond: two threads keep ahead of any training step.
+_READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+
+
+def dataset_info(config) -> dict[str, Any]:
+    """Returns the manifest of the store at `config.data.dir`, after checking it against the config.
+
+    Keys used by the program: 'settings', 'counts' (per split), 'acceleration' ('nominal', 'effective' per split),
+    'sigma_data', 'scales', 'licences'. Raises UserError for a missing or unreadable manifest, missing or truncated
+    acquisition files, or a store of another image size, coil count or mask distribution than the config's.
+    """
+    store = Path(config.data.dir)
+    manifest = _read_manifest(config)
+    wanted = _wanted_settings(config)
+    differing = [
+        f"{name} {manifest['settings'].get(name)} (config: {value})"
+        for name, value in wanted.items()
+        if manifest["settings"].get(name) != value
+    ]
+    if differing:
+        raise UserError(
+            f"{store} was made with {', '.join(differing)}; change the config or make another store: "
+            f"{_command(wanted, 0, 'OTHER_FOLDER')} and set data.dir to it"
+        )
+    if config.data.acquisition not in manifest["acquisitions"]:
+        known = ", ".join(sorted(manifest["acquisitions"]))
+        raise UserError(f"data.acquisition is {config.data.acquisition!r}, but {store} holds {known}")
+    _check_files(store, manifest, manifest["acquisitions"][config.data.acquisition])
+    return manifest
+
+
+def _wanted_settings(config) -> dict[str, Any]:
+    """The part of a store's settings that the config determines."""
+    return {
+        "image_size": config.data.image_size,
+        "num_coils": config.data.num_coils,
+        "mask": config.masks.name,
+        "acceleration": config.masks.acceleration,
+        "acs_lines": config.masks.acs_lines,
+    }
+
+
+def _command(settings: dict[str, Any], max_slices: int, folder: str | Path) -> str:
+    """The command that makes a store of these settings."""
+    flags = {"size": settings["image_size"]}
+    names = ("num_coils", "mask", "acceleration", "acs_lines", "noise_std", "seed")
+    flags |= {name: settings[name] for name in names if name in settings}
+    flags |= {"max_slices": max_slices} if max_slices else {}
+    text = " ".join(f"--{name} {f'{value:g}' if isinstance(value, float) else value}" for name, value in flags.items())
+    return f"python tools/prepare_demo.py {text} --out {folder}"
+
+
+def _read_manifest(config) -> dict[str, Any]:
+    path = Path(config.data.dir) / "manifest.json"
+    mend = f"make the store: {_command(_wanted_settings(config), 0, config.data.dir)}"
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; {mend}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged; {mend}") from error
+    if not {"settings", "acquisitions", "references"} <= set(manifest):
+        raise UserError(f"{path} is not the manifest of a data store; {mend}")
+    return manifest
+
+
+def _check_files(store: Path, manifest: dict[str, Any], part: dict[str, Any]) -> None:
+    """Raises UserError unless every file of a dataset is there with the size that the manifest notes."""
+    for name, size in part["files"].items():
+        path = store / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            state = "is missing" if found is None else f"has {found} bytes instead of {size}"
+            mend = _command(manifest["settings"], manifest.get("max_slices", 0), store)
+            raise UserError(f"{path} {state}; make the store again: {mend}")
+
+
+class _Records(Sequence):
+    """The records of one split of one dataset, ordered by example id.
+
+    Attributes:
+      ids: (N,) int32, ascending.
+    """
+
+    def __init__(self, store: Path, part: dict[str, Any], split: str):
+        if split not in part["ids"]:
+            raise UserError(f"{store / part['path']} has no split {split!r}, only {', '.join(sorted(part['ids']))}")
+        stored = np.asarray(part["ids"][split], np.int32)  # TFDS shuffles records by the hash of their key
+        self._order = np.argsort(stored)
+        self.ids = stored[self._order]
+        builder: Any = tfds.builder_from_directory(str(store / part["path"]))
+        self._source = builder.as_data_source(split=split)
+        if len(self._source) != len(stored):
+            found = f"{len(self._source)} {split} records instead of {len(stored)}"
+            raise UserError(f"{store / part['path']} holds {found}; delete {store} and make the store again")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._source[int(self._order[index])]
+
+
+class Acquisitions(_Records):
+    """The acquisitions of one split, in the order of their ids.
+
+    `acquisitions[i]` is one dense example without batch axis, a dict with the fields of `Measurement`: y (C,H,W)
+    complex64, zero outside the mask; mask (1,1,W) bool; maps (C,H,W) complex64; noise_std () float32; example_id ()
+    int32.
+    """
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = super().__getitem__(index)
+        mask, maps = record["mask"], record["maps"]
+        y = np.zeros(maps.shape, np.complex64)
+        y[..., mask] = record["y"]
+        return {
+            "y": y,
+            "mask": mask[None, None],
+            "maps": maps,
+            "noise_std": np.float32(record["noise_std"]),
+            "example_id": np.int32(record["example_id"]),
+        }
+
+    def batch(self, indices: Iterable[int]) -> Measurement:
+        """Returns the examples at these positions as one numpy Measurement."""
+        examples = [self[int(index)] for index in indices]
+        return Measurement(**{name: np.stack([e[name] for e in examples]) for name in examples[0]})
+
+
+def open_acquisitions(config, split: str) -> Acquisitions:
+    """Opens one split of the store's acquisitions `config.data.acquisition`. Raises UserError: see `dataset_info`."""
+    manifest = dataset_info(config)
+    return Acquisitions(Path(config.data.dir), manifest["acquisitions"][config.data.acquisition], split)
+
+
+def load_measurements(config, split: str) -> Measurement:
+    """Reads a whole split into one numpy Measurement, in the order of ids. Raises UserError: see `dataset_info`."""
+    acquisitions = open_acquisitions(config, split)
+    return acquisitions.batch(range(len(acquisitions)))
+
+
+def get_train_iterator(
+    config, process_index: int | None = None, process_count: int | None = None
+) -> grain.DatasetIterator[Measurement]:
+    """Returns the endless training stream of this process: numpy Measurements of batch_size / process_count examples.
+
+    The stream of global batches depends on `config.seed` alone (`epoch_order`); process i of n takes the i-th of n equal
+    parts of each, so any number of processes trains on the same batches. The iterator has get_state and set_state, and
+    resumes exactly, also within an epoch.
+
+    Args:
+      config: uses data, masks, training.batch_size and seed.
+      process_index: of this process; None asks JAX.
+      process_count: number of processes; None asks JAX.
+
+    Raises:
+      UserError: the batch size is not a multiple of the number of processes; or see `dataset_info`.
+    """
+    index = jax.process_index() if process_index is None else process_index
+    count = jax.process_count() if process_count is None else process_count
+    batch_size = config.training.batch_size
+    if batch_size < 1 or batch_size % count:
+        raise UserError(f"training.batch_size is {batch_size}; make it a positive multiple of the {count} processes")
+    acquisitions = open_acquisitions(config, "train")
+    share = batch_size // count
+
+    def read(step: int) -> Measurement:
+        start = step * batch_size + index * share
+        return acquisitions.batch(epoch_order(config.seed, len(acquisitions), start, share))
+
+    return iter(grain.MapDataset.range(_ENDLESS).map(read).to_iter_dataset(_READ_OPTIONS))
+
+
+def epoch_order(seed: int, num_examples: int, start: int, count: int) -> np.ndarray:
+    """Returns which examples the endless training stream holds at places start ... start + count - 1, (count,) int64.
+
+    Each epoch is a permutation fixed by (seed, epoch): the stream is a function of the place, so resuming needs nothing
+    but a step number. (Grain's own shuffle walks through 2^16 candidates to order a hundred examples.)
+    """
+    epochs, places = np.divmod(np.arange(start, start + count), num_examples)
+    orders = {epoch: np.random.default_rng((seed, epoch)).permutation(num_examples) for epoch in np.unique(epochs)}
+    return np.array([orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)])
+
+
+class References(_Records):
+    """The reference images of one split, in the order of their ids; `references[i]` is (H,W) complex64."""
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return super().__getitem__(index)["image"]
+
+    def batch(self, indices: Iterable[int]) -> np.ndarray:
+        """Returns the images at these positions, (N,H,W) complex64."""
+        return np.stack([self[int(index)] for index in indices])
+
+
+def open_references(config, split: str) -> References:
+    """Opens the references of a split, for evaluation and reports only; the train split has none.
+
+    Raises UserError as `dataset_info` does, and for missing or truncated reference files.
+    """
+    store, manifest = Path(config.data.dir), dataset_info(config)
+    _check_files(store, manifest, manifest["references"])
+    return References(store, manifest["references"], split)
+
+
+def eval_batches(config, split: str, batch_size: int, max_examples: int = 0) -> Iterator[EvalExample]:
+    """Yields the examples of a split with their references, in the order of ids, in batches of one size.
+
+    Args:
+      config: uses data and masks.
+      split: 'validation' or 'test'.
+      batch_size: examples per batch; the last batch is filled up with copies of its first example whose id is -1.
+      max_examples: 0, or how many examples, evenly spread over the split.
+
+    Raises:
+      UserError: see `dataset_info` and `open_references`; raised by the call, before the first batch is asked for.
+    """
+    acquisitions, references = open_acquisitions(config, split), open_references(config, split)
+    if not np.array_equal(acquisitions.ids, references.ids):
+        raise UserError(
+            f"{config.data.dir}: ids of acquisitions and references of split {split!r} differ; make it again"
+        )
+    chosen = np.arange(len(acquisitions))
+    if 0 < max_examples < len(chosen):
+        chosen = np.rint(np.linspace(0, len(chosen) - 1, max_examples)).astype(int)
+
+    def batches() -> Iterator[EvalExample]:
+        for start in range(0, len(chosen), batch_size):
+            indices = chosen[start : start + batch_size]
+            padding = batch_size - len(indices)
+            padded = np.concatenate([indices, np.repeat(indices[:1], padding)])
+            measurement = acquisitions.batch(padded)
+            ids = np.where(np.arange(batch_size) < len(indices), measurement.example_id, PADDING_ID).astype(np.int32)
+            yield EvalExample(dataclasses.replace(measurement, example_id=ids), references.batch(padded))
+
+    return batches()

@@ -1,0 +1,234 @@
+"""The folder of a run: its lock, the settings it was made with (config.json) and what it ran on (manifest.json)."""
+
+import dataclasses
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from configs.default import get_config
+from infra.atomic import atomic_write_json, safe_join
+from infra.errors import UserError
+
+# Settings without which a checkpoint means something else. A name that ends in '.' stands for its whole section.
+OF_THE_NETWORK = ("model.", "denoiser.", "schedule.name", "transform.")
+OF_THE_RUN = (*OF_THE_NETWORK, "schedule.", "data.image_size", "data.num_coils", "data.acquisition", "loss.name")
+HOW_TO_COMPUTE = ("model.dtype", "model.remat")  # change speed and memory, not what the parameters mean
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+
+
+@dataclasses.dataclass
+class Workdir:
+    """A run's folder, locked until `close` (or until the process ends, however it ends)."""
+
+    root: Path
+    mode: str
+    _lock: Any = None
+
+    def path(self, name: str) -> Path:
+        """Returns the path of a file of this run. Raises UserError if `name` leads out of the workdir."""
+        return safe_join(self.root, name)
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> "Workdir":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __fspath__(self) -> str:
+        return str(self.root)
+
+
+def open_workdir(workdir: str | os.PathLike, config: ConfigDict, mode: str) -> Workdir:
+    """Makes or reopens the folder of a run; nothing is written unless every check passes.
+
+    Process 0 locks the folder for this mode and writes config.json and manifest.json; other processes only check. A
+    setting that does not change what the checkpoints mean may differ from last time: config.json is updated and the
+    change is appended to config_history.jsonl.
+
+    Args:
+      workdir: folder on a mounted file system; made if missing.
+      config: the resolved settings.
+      mode: train | eval | tune | sample. Runs of different modes may share a workdir at the same time.
+
+    Raises:
+      UserError: the folder cannot be used, belongs to another config, or a live process runs this mode in it.
+    """
+    root = _usable_folder(workdir)
+    now = _flat(config)
+    before = _read_config(root / "config.json")
+    if before is not None:
+        _refuse_differences(root, before, now, OF_THE_RUN, "workdir")
+    if jax.process_index() != 0:
+        return Workdir(root, mode)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = _take_lock(root / f".lock-{mode}", mode)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the workdir {root} ({error.strerror}): choose another with --workdir"
+        ) from error
+    opened = Workdir(root, mode, lock)
+    try:
+        _record(opened, config, before, now)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def check_checkpoint_config(folder: str | os.PathLike, config: ConfigDict) -> None:
+    """Raises UserError if the checkpoints in `folder` belong to a network of another meaning than config's.
+
+    Compared with <folder>/config.json, if there is one: model, denoiser, schedule.name and transform. Shapes alone do
+    not tell: a network trained with another sigma_data has the same shapes and gives wrong pictures.
+    """
+    folder = Path(folder).expanduser().resolve()
+    before = _read_config(folder / "config.json")
+    if before is not None:
+        _refuse_differences(folder, before, _flat(config), OF_THE_NETWORK, "checkpoint")
+
+
+def _usable_folder(workdir: str | os.PathLike) -> Path:
+    name = os.fspath(workdir)
+    if not name:
+        raise UserError("no workdir: give the folder of the run with --workdir")
+    if "://" in name:
+        raise UserError(f"workdir {name!r} is a URL: mount the storage and give --workdir a folder")
+    root = Path(name).expanduser().resolve()
+    blocked = next((p for p in (root, *root.parents) if p.exists() and not p.is_dir()), None)
+    if blocked is not None:
+        raise UserError(f"workdir {root}: {blocked} is a file, not a folder; choose another --workdir")
+    return root
+
+
+def _flat(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
+    """Returns {"model.num_channels": 64, ...} with values as they look after a round trip through JSON."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict | dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = json.loads(json.dumps(value))
+    return flat
+
+
+def _read_config(path: Path) -> dict[str, Any] | None:
+    """Returns the flat settings in a config.json, absent ones at their defaults; None if there is no such file."""
+    if not path.exists():
+        return None
+    try:
+        stored = _flat(json.loads(path.read_text()))
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}): mend it, or choose another --workdir") from error
+    return {**_flat(get_config()), **stored}
+
+
+def _refuse_differences(folder: Path, before: dict, now: dict, keys: tuple[str, ...], what: str) -> None:
+    def matters(key: str) -> bool:
+        return key not in HOW_TO_COMPUTE and any(key.startswith(k) if k.endswith(".") else key == k for k in keys)
+
+    missing = object()
+    wrong = []
+    for key in sorted({*before, *now}):
+        old, new = before.get(key, missing), now.get(key, missing)
+        if old != new and matters(key):
+            told = [repr(v) if v is not missing else "absent" for v in (old, new)]
+            wrong.append(f"{key}: {told[0]} in {what}, {told[1]} now")
+    if wrong:
+        mend = "choose another --workdir" if what == "workdir" else "choose another eval.checkpoint"
+        raise UserError(f"{folder} belongs to another config ({'; '.join(wrong)}): {mend}, or set the same values")
+
+
+def _take_lock(path: Path, mode: str) -> Any:
+    """Returns an open file whose lock the operating system frees when this process ends, even by kill -9."""
+    file = open(path, "a+")  # noqa: SIM115 (held open as long as the lock)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "unknown"
+        file.close()
+        raise UserError(
+            f"{path.parent}: another process (pid {owner}) runs --mode {mode} in this workdir; wait for it, end it, or "
+            "choose another --workdir"
+        ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def _record(workdir: Workdir, config: ConfigDict, before: dict[str, Any] | None, now: dict[str, Any]) -> None:
+    """Writes config.json, config_history.jsonl and manifest.json."""
+    changes = (
+        {}
+        if before is None
+        else {
+            key: [before.get(key), now.get(key)] for key in sorted({*before, *now}) if before.get(key) != now.get(key)
+        }
+    )
+    if changes:
+        time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        with open(workdir.path("config_history.jsonl"), "a") as file:
+            file.write(json.dumps({"time": time, "mode": workdir.mode, "changes": changes}) + "\n")
+    if changes or before is None:
+        atomic_write_json(workdir.path("config.json"), config.to_dict())
+    path = workdir.path("manifest.json")
+    try:
+        manifest = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):  # none yet, or one that nobody can read any more
+        manifest = {}
+    atomic_write_json(path, {**manifest, workdir.mode: describe_run()})
+
+
+def describe_run() -> dict[str, Any]:
+    """Returns what a result depends on besides its settings: versions, commit, devices and the command line."""
+    device = jax.devices()[0]
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        **_git(Path(__file__).resolve().parent.parent),
+        "platform": device.platform,
+        "device_kind": device.device_kind,
+        "device_count": jax.device_count(),
+        "process_count": jax.process_count(),
+        "argv": sys.argv,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(folder: Path) -> dict[str, Any]:
+    """Returns the commit of the checkout that the code runs from and whether tracked files differ, or None twice."""
+
+    def ask(*command: str) -> str | None:
+        try:
+            answer = subprocess.run(["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    status = ask("status", "--porcelain", "--untracked-files=no")
+    return {"git_commit": ask("rev-parse", "HEAD"), "git_dirty": None if status is None else bool(status)}

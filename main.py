@@ -1,0 +1,54 @@
+"""Measurement score-based diffusion models: train on incomplete measurements, reconstruct new ones, draw images."""
+
+import os
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from infra.errors import UserError
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file(
+    "config", None, "configs/NAME.py or configs/NAME.py:VARIANT; --config.SECTION.SETTING=VALUE changes one setting."
+)
+flags.DEFINE_string("workdir", None, "Folder of the run: everything it writes lands there; the same command resumes.")
+flags.DEFINE_enum("mode", "train", ["train", "eval", "sample"], "What to do.")
+flags.DEFINE_string(
+    "cache", os.path.join(os.path.expanduser("~"), ".cache", "msm-jax"), "Folder of compiled programs; empty: none."
+)
+flags.DEFINE_bool("debug", False, "Show the traceback of a mistake instead of one line.")
+
+
+def run(argv: list[str]) -> None:
+    import jax
+
+    import run_lib
+    from infra import config_check
+
+    if FLAGS.cache:
+        jax.config.update("jax_compilation_cache_dir", FLAGS.cache)
+    config_check.check(FLAGS.config)
+    command = " ".join(["python", *sys.argv])
+    modes = {
+        "train": lambda: run_lib.train(FLAGS.config, FLAGS.workdir),
+        "eval": lambda: run_lib.evaluate(FLAGS.config, FLAGS.workdir, command),
+        "sample": lambda: run_lib.sample(FLAGS.config, FLAGS.workdir),
+    }
+    modes[FLAGS.mode]()
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}: settings are given as --config.SECTION.SETTING=VALUE")
+    try:
+        run(argv)
+    except UserError as error:
+        if FLAGS.debug:
+            raise
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

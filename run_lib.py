@@ -1,0 +1,319 @@
+"""The program's three modes, train, evaluate and sample: building the experiment once, then loops and wiring only."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+import datasets
+import evaluation
+from infra import checkpoints, figures, report, sharding, workdir, writers
+from infra.atomic import atomic_write_bytes, atomic_write_npz
+from infra.errors import UserError
+from infra.progress import Progress
+from losses import get_loss_fn, get_optimizer, get_step_fn, init_state
+from models.denoiser import get_denoise_fn
+from models.init import init_params, param_shapes
+from models.registry import get_model
+from operators.masks import MaskDistribution, get_masks
+from operators.measurement import Measurement
+from operators.transform import Transform, get_transform
+from sampling import get_sampling_fn
+from sde_lib import Schedule, get_schedule
+from solvers import get_solver
+from solvers.registry import Solver
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything static that a config describes; built once, closed over by all that is compiled."""
+
+    config: ConfigDict
+    mesh: jax.sharding.Mesh
+    schedule: Schedule
+    transform: Transform
+    masks: MaskDistribution
+    model: Any
+    denoise: Callable
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H,W,channels) as the network sees an image."""
+        size = self.config.data.image_size
+        return (size, size, self.transform.channels)
+
+    def template_params(self):
+        """Shapes and placement of the parameters, without any values."""
+        place = sharding.replicated(self.mesh)
+        shapes = param_shapes(self.model, self.image_shape)
+        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes)
+
+
+def build(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> Experiment:
+    """Builds schedule, operators and network of a config. Raises UserError for unknown names."""
+    transform, schedule = get_transform(config), get_schedule(config)
+    model = get_model(config, transform.channels)
+
+    def net(params, images, time):
+        return model.apply({"params": params}, images, time)
+
+    return Experiment(
+        config=config,
+        mesh=sharding.get_mesh() if mesh is None else mesh,
+        schedule=schedule,
+        transform=transform,
+        masks=get_masks(config),
+        model=model,
+        denoise=get_denoise_fn(config, schedule, transform, net),
+    )
+
+
+def train(config: ConfigDict, folder: str) -> None:
+    """Trains, or resumes training, in `folder` until `training.num_steps`."""
+    data = datasets.get_train_iterator(config)  # opens acquisitions only; before anything is written
+    experiment = build(config)
+    with workdir.open_workdir(folder, config, "train") as run:
+        writers.setup_logging(run.root, "train")
+        with (
+            writers.MetricWriter(run.root) as metrics,
+            checkpoints.Checkpoints(
+                run.root, config.training.checkpoint_every, config.training.resume_every
+            ) as saved,
+        ):
+            _train_loop(experiment, run, data, metrics, saved)
+
+
+def _train_loop(experiment: Experiment, run, data, metrics, saved) -> None:
+    config, mesh = experiment.config, experiment.mesh
+    training = config.training
+    optimizer = get_optimizer(config)
+    loss_fn = get_loss_fn(
+        config, experiment.schedule, experiment.transform, experiment.masks, experiment.denoise
+    )
+    params = init_params(experiment.model, config.seed, experiment.image_shape)
+    state = sharding.replicate(init_state(params, optimizer), mesh)
+    restored = saved.restore_latest(state, data)
+    if restored is not None:
+        state = restored[0]
+    start = int(state.step)
+    metrics.rewind(start)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    logging.info(
+        "%s %d steps from step %d: %.2f M parameters, batch %d on %d device(s)",
+        "training" if restored is None else "resuming:", training.num_steps, start, count / 1e6,
+        training.batch_size, mesh.size,
+    )  # fmt: skip
+    if start >= training.num_steps:
+        logging.info("nothing to do: step %d of %d is reached", start, training.num_steps)
+        return
+    step_fn = sharding.data_parallel_step(get_step_fn(config, loss_fn, optimizer), mesh)
+    draw_pictures = _get_picture_fn(experiment)
+    key = sharding.replicate(jax.random.key(config.seed), mesh)
+    # Virtual CPU devices deadlock in unblocked loops; real ones run ahead of the host between two log lines.
+    block_every = 8 if mesh.size > 1 and jax.default_backend() == "cpu" else training.log_every
+    with Progress(training.num_steps, start, "train") as progress:
+        for step in range(start + 1, training.num_steps + 1):
+            batch = sharding.shard_batch(next(data), mesh)
+            state, results = step_fn(state, batch, key)
+            last = step == training.num_steps
+            if step % block_every == 0:
+                jax.block_until_ready(results)
+            if step % training.log_every == 0 or last:
+                values = {name: float(value) for name, value in results.items()}
+                _check_finite(values, step)
+                metrics.write(step, values)
+                progress.update(step, **values)
+            saved.save(step, state, data, {"step": step}, last=last)
+            if step % training.sample_every == 0 or last:
+                picture = draw_pictures(state.ema_params)
+                metrics.image(step, "samples", picture)
+                if jax.process_index() == 0:
+                    path = run.path(f"samples/step_{step:07d}.png")
+                    atomic_write_bytes(path, figures.encode_png(picture))
+
+
+def _check_finite(values: dict[str, float], step: int) -> None:
+    bad = [name for name, value in values.items() if not np.isfinite(value)]
+    if bad:
+        raise UserError(
+            f"{bad[0]} is {values[bad[0]]} at step {step}: lower optim.learning_rate or set optim.grad_clip, "
+            "then start again; the last checkpoint is kept"
+        )
+
+
+def _get_picture_fn(experiment: Experiment) -> Callable[[Any], np.ndarray]:
+    """Returns draw(params) -> (H,W,3) uint8: four fixed training acquisitions, zero-filled, masks, reconstructions."""
+    config = experiment.config
+    acquisitions = datasets.open_acquisitions(config, "train")
+    chosen = np.unique(np.linspace(0, len(acquisitions) - 1, 4).astype(int))
+    measurement = acquisitions.batch(chosen)
+    solver = get_solver(config, experiment, config.training.picture_solver)
+    solve = jax.jit(solver.solve)
+    zero_filled = np.asarray(experiment.transform.adjoint(jnp.asarray(measurement.y), measurement.maps))
+    key = jax.random.key(config.seed)
+
+    def draw(params):
+        local = jax.tree.map(lambda a: np.asarray(a.addressable_data(0)), params)
+        samples = np.asarray(solve(key, local, measurement, solver.hyper))
+        return figures.training_grid(zero_filled, measurement.mask, samples[:2])
+
+    return draw
+
+
+def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]:
+    """Reconstructs a split with every solver of `eval.solvers`, in rounds that a second start does not repeat.
+
+    Writes rounds/*.npz, metrics.csv, summary.json and report.html into `eval.folder` of the workdir; returns the summary.
+    """
+    info = datasets.dataset_info(config)
+    settings = config.eval
+    batches = list(datasets.eval_batches(config, settings.split, settings.batch_size, settings.max_examples))
+    experiment = build(config)
+    solvers = {name: get_solver(config, experiment, name) for name in settings.solvers}
+    params, step = _load_params(experiment, folder)
+    with workdir.open_workdir(folder, config, "eval") as run:
+        writers.setup_logging(run.root, "eval")
+        runners = {name: sharding.data_parallel_solve(s.solve, experiment.mesh) for name, s in solvers.items()}
+        rounds = []
+        with Progress(len(batches), 0, "eval", unit="round") as progress:
+            for index, example in enumerate(batches):
+                path = run.path(f"{settings.folder}/rounds/round_{index:04d}.npz")
+                stamp = _stamp(config, step, info)
+                arrays = _read_round(path, stamp)
+                if arrays is None:
+                    arrays = _solve_round(experiment, solvers, runners, params, example, first=not rounds)
+                    if jax.process_index() == 0:
+                        atomic_write_npz(path, **arrays, stamp=np.array(stamp))
+                rounds.append(arrays)
+                progress.update(index + 1)
+        if jax.process_index() != 0:
+            return {}
+        return _report(config, run, rounds, solvers, info, step, command)
+
+
+def _load_params(experiment: Experiment, folder: str):
+    """EMA parameters of the workdir, or of the folder that `eval.checkpoint` names, and their step."""
+    source = experiment.config.eval.checkpoint or folder
+    workdir.check_checkpoint_config(source, experiment.config)
+    return checkpoints.load_ema_params(source, experiment.template_params())
+
+
+def _stamp(config: ConfigDict, step: int, info: dict[str, Any]) -> str:
+    """What a finished round depends on; a round of another stamp is computed again."""
+    sections = {name: config[name].to_dict() for name in ("solver", "denoiser", "schedule", "masks")}
+    return repr((step, config.seed, config.eval.to_dict(), sections, info["settings"]))
+
+
+def _read_round(path, stamp: str) -> dict[str, np.ndarray] | None:
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as stored:
+        if str(stored["stamp"]) != stamp:
+            return None
+        return {name: stored[name] for name in stored.files if name != "stamp"}
+
+
+def _solve_round(experiment, solvers: dict[str, Solver], runners, params, example, first: bool) -> dict[str, np.ndarray]:
+    """Runs every solver on one batch; the first round runs each twice, so that seconds hold no compilation."""
+    key = sharding.replicate(jax.random.key(experiment.config.seed), experiment.mesh)
+    measurement = sharding.shard_batch(example.measurement, experiment.mesh)
+    batch_size = example.measurement.example_id.shape[0]
+    arrays = {
+        "example_id": example.measurement.example_id,
+        "reference": example.reference,
+        "mask": example.measurement.mask,
+    }
+    for name, solver in solvers.items():
+        for _ in range(2 if first else 1):
+            begin = time.monotonic()
+            samples = np.asarray(_gather(runners[name](key, params, measurement, dict(solver.hyper))))
+            seconds = (time.monotonic() - begin) / batch_size
+        mean, std = evaluation.summarize_samples(samples)
+        arrays[f"{name}/mean"] = mean
+        arrays[f"{name}/seconds"] = np.full(batch_size, seconds, np.float32)
+        if std is not None:
+            arrays[f"{name}/std"], arrays[f"{name}/sample"] = std, samples[0]
+    return arrays
+
+
+def _gather(array: jax.Array) -> np.ndarray:
+    """A global array on every host."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(array, tiled=True)
+
+
+def _report(config, run, rounds, solvers: dict[str, Solver], info, step: int, command: str) -> dict[str, Any]:
+    settings = config.eval
+    merged = evaluation.merge_rounds(rounds)
+    rows = evaluation.measure_round(merged)
+    masks = info["acceleration"]
+    facts = {
+        "title": f"Reconstruction of {settings.split} scans",
+        "command": command,
+        "checkpoint": settings.checkpoint or "this workdir",
+        "training step": step,
+        "slices": len(merged["example_id"]),
+        "image size": config.data.image_size,
+        "coils": config.data.num_coils,
+        "acceleration, nominal": masks["nominal"],
+        "acceleration, effective": round(masks["effective"][settings.split], 2),
+        "noise std per real and imaginary entry": info["settings"]["noise_std"],
+        "seed": config.seed,
+        "hyper-parameters": {name: dict(s.hyper) for name, s in solvers.items() if s.hyper},
+    }
+    primary = "msm" if "msm" in solvers else settings.solvers[-1]
+    summary = evaluation.summarize(
+        rows,
+        primary,
+        facts,
+        nfe={name: s.nfe for name, s in solvers.items()},
+        num_samples={name: s.num_samples for name, s in solvers.items()},
+    )
+    folder = run.path(settings.folder)
+    report.write_metrics_csv(folder / "metrics.csv", rows)
+    report.write_summary(folder / "summary.json", summary)
+    page = report.write_report(folder, summary, rows, merged)
+    logging.info("%s\nreport: %s", evaluation.format_table(summary), page)
+    return summary
+
+
+def sample(config: ConfigDict, folder: str) -> None:
+    """Draws `sampling.num_images` images with the coils of training acquisitions; writes samples/generated.{npz,png}."""
+    acquisitions = datasets.open_acquisitions(config, "train")
+    experiment = build(config)
+    params, step = _load_params(experiment, folder)
+    with workdir.open_workdir(folder, config, "sample") as run:
+        writers.setup_logging(run.root, "sample")
+        draw = get_sampling_fn(config, experiment.schedule, experiment.transform, experiment.denoise)
+
+        def draw_batch(key, params, measurement: Measurement, hyper):
+            del hyper
+            shape = measurement.maps.shape if measurement.maps is not None else measurement.y.shape
+            return draw(key, params, measurement.example_id, measurement.maps, shape)[None]
+
+        runner = sharding.data_parallel_solve(draw_batch, experiment.mesh)
+        key = sharding.replicate(jax.random.key(config.seed), experiment.mesh)
+        total, size = config.sampling.num_images, config.eval.batch_size
+        images = []
+        with Progress(total, 0, "sample", unit="image") as progress:
+            for start in range(0, total, size):
+                ids = np.arange(start, start + size)
+                batch = acquisitions.batch(ids % len(acquisitions))
+                batch = batch.replace(example_id=ids.astype(np.int32))
+                images.append(_gather(runner(key, params, sharding.shard_batch(batch, experiment.mesh), {}))[0])
+                progress.update(min(total, start + size))
+        images = np.concatenate(images)[:total]
+        if jax.process_index() == 0:
+            name = f"samples/generated_step_{step:07d}"
+            atomic_write_npz(run.path(f"{name}.npz"), images=images, step=np.array(step), seed=np.array(config.seed))
+            atomic_write_bytes(run.path(f"{name}.png"), figures.encode_png(figures.image_grid(images)))
+            logging.info("%d images: %s", total, run.path(f"{name}.png"))

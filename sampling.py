@@ -1,0 +1,180 @@
+"""Reverse-time sampling with stochastic partial scores (Park et al. 2025, Algorithm 1), as one scan over noise levels.
+
+The sampler works in the variable u = z_t / alpha = z + sigma n, in which a step does not depend on the schedule's alpha:
+
+    u' = zhat + sqrt(sigma'^2 - f^2) eps + f xi,   eps = (u - zhat) / sigma
+
+with f the fresh part of the noise: 'ddim' f = eta sigma' sqrt(1 - sigma'^2/sigma^2) (Song et al. 2021; eta 1 is ancestral
+sampling), 'renoise' f = eta sigma' (the published posterior solver).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from losses import example_keys
+from models.denoiser import Denoised, per_example
+from operators.masks import MaskDistribution, get_masks, mask_sequence
+from operators.transform import Transform
+from sde_lib import Schedule
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """What is static about a sampler; see configs/default.py for each meaning."""
+
+    num_levels: int
+    w: int = 1
+    mask_order: str = "iid"
+    reinject: bool = False
+    weight: str = "count"
+    step: str = "ddim"
+
+
+def get_settings(section) -> SamplerSettings:
+    """Reads the static switches from `config.sampling` or `config.solver`."""
+    return SamplerSettings(**{field.name: section[field.name] for field in fields(SamplerSettings)})
+
+
+@flax.struct.dataclass
+class _Carry:
+    """Scan state: u (B,...) noisy measurement, zhat its last estimate, covered (B, mask) for complementary masks."""
+
+    u: jax.Array
+    zhat: jax.Array
+    covered: jax.Array
+
+
+def fresh_share(step: str, eta, sigma, sigma_next):
+    """Standard deviation f of the fresh noise in a step from sigma to sigma_next; f <= sigma_next for eta in [0,1]."""
+    if step == "renoise":
+        return eta * sigma_next
+    return eta * sigma_next * jnp.sqrt(jnp.maximum(0.0, 1.0 - (sigma_next / sigma) ** 2))
+
+
+def reverse_step(zhat, eps, noise, sigma_next, fresh):
+    """u' = zhat + sqrt(sigma'^2 - f^2) eps + f noise; sigma' = 0 returns zhat."""
+    return zhat + jnp.sqrt(jnp.maximum(0.0, sigma_next**2 - fresh**2)) * eps + fresh * noise
+
+
+def get_sampler(
+    settings: SamplerSettings,
+    schedule: Schedule,
+    transform: Transform,
+    masks: MaskDistribution,
+    denoise: Callable[..., Denoised],
+    correct: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+) -> Callable:
+    """Returns sample(keys, maps, shape, eta) -> z of the last estimate, (B, ...) with `shape` = (B, ...).
+
+    Args:
+      settings: static switches.
+      schedule: levels.
+      transform: T, for its noise.
+      masks: where the masks of the partial calls are drawn from.
+      denoise: denoise(s_t, mask, maps, t) -> Denoised, parameters bound.
+      correct: optional data consistency, correct(s0, mask) -> s0, applied to every partial estimate.
+
+    `sample`: keys (B,) one per example; eta a traced float. Memory does not grow with the number of levels, network calls
+    are num_levels * w.
+    """
+    w = settings.w
+    times = schedule.grid(settings.num_levels)
+    sigmas = [float(v) for v in schedule.sigma(jnp.asarray(times))]
+    levels = {
+        "index": jnp.arange(len(times)),
+        "t": jnp.asarray(times),
+        "sigma": jnp.asarray(sigmas),
+        "next": jnp.asarray([*sigmas[1:], 0.0]),
+        "previous": jnp.asarray([jnp.inf, *sigmas[:-1]]),
+    }
+    probability = masks.inclusion_probability()
+
+    def noise(keys, index, shape):
+        return jax.vmap(lambda k: transform.noise(jax.random.fold_in(k, index), shape[1:]))(keys)
+
+    def partial_estimate(u, mask, maps, t):
+        """One call on the entries of u inside mask; u and mask may stack several draws along the batch axis."""
+        s_t = u * per_example(schedule.alpha(t), u)
+        out = denoise(s_t, mask, maps, t)
+        s0 = out.s0 if correct is None else jnp.where(mask, correct(out.s0, mask), 0)
+        return s0, out.eps
+
+    def independent_calls(carry, drawn, maps, level, keys, eta):
+        """All w masks look at the same u: one batched call of w * B. Returns sum_i s0_i and the unchanged u."""
+        del keys, eta
+
+        def stack(a):
+            return None if a is None else jnp.broadcast_to(a, (w, *a.shape)).reshape(-1, *a.shape[1:])
+
+        flat = drawn.reshape(-1, *drawn.shape[2:])
+        t = jnp.full((flat.shape[0],), level["t"])
+        s0, _ = partial_estimate(stack(carry.u), flat, stack(maps), t)
+        return jnp.sum(s0.reshape(w, *carry.u.shape), axis=0), carry.u
+
+    def reinjecting_calls(carry, drawn, maps, level, keys, eta):
+        """The masks act one after the other: each estimate is put back into u at the noise level of t."""
+        fresh = fresh_share("ddim", eta, level["previous"], level["sigma"])
+
+        def call(state, draw):
+            u, total = state
+            mask, index = draw
+            s0, eps = partial_estimate(u, mask, maps, jnp.full((u.shape[0],), level["t"]))
+            xi = noise(keys, (level["index"] + 1) * (w + 1) + index, u.shape)
+            return (jnp.where(mask, reverse_step(s0, eps, xi, level["sigma"], fresh), u), total + s0), None
+
+        (u, total), _ = jax.lax.scan(call, (carry.u, jnp.zeros_like(carry.u)), (drawn, jnp.arange(w)))
+        return total, u
+
+    calls = reinjecting_calls if settings.reinject else independent_calls
+
+    def aggregate(total, drawn, zhat):
+        if settings.weight == "population":
+            return total / (w * jnp.maximum(probability, 1e-6))
+        count = jnp.sum(drawn, axis=0)
+        return jnp.where(count > 0, total / jnp.maximum(count, 1), zhat)
+
+    def sample(keys, maps, shape, eta):
+        mask_keys, noise_keys = (jax.vmap(lambda k, n=n: jax.random.fold_in(k, n))(keys) for n in range(2))
+
+        def level_step(carry, level):
+            draw_keys = jax.vmap(lambda k: jax.random.fold_in(k, level["index"]))(mask_keys)
+            drawn, covered = jax.vmap(
+                lambda k, c: mask_sequence(masks, k, w, settings.mask_order, c), out_axes=(1, 0)
+            )(draw_keys, carry.covered)
+            total, u = calls(carry, drawn, maps, level, noise_keys, eta)
+            zhat = aggregate(total, drawn, carry.zhat)
+            eps = (u - zhat) / level["sigma"]
+            xi = noise(noise_keys, (level["index"] + 1) * (w + 1) + w, u.shape)
+            fresh = fresh_share(settings.step, eta, level["sigma"], level["next"])
+            u = reverse_step(zhat, eps, xi, level["next"], fresh)
+            return _Carry(u, zhat, covered), None
+
+        u = sigmas[0] * noise(noise_keys, 0, shape)
+        covered = jnp.zeros((shape[0], *probability.shape), bool)
+        final, _ = jax.lax.scan(level_step, _Carry(u, jnp.zeros_like(u), covered), levels)
+        return final.zhat
+
+    return sample
+
+
+def get_sampling_fn(config, schedule, transform, denoise) -> Callable:
+    """Returns sample(key, params, example_id (B,), maps, shape) -> images x (B, ...): unconditional generation.
+
+    Settings from `config.sampling`; `shape` is that of the full measurement, `maps` the coils the images are seen with.
+    """
+    sampling = config.sampling
+    settings = get_settings(sampling)
+    masks = get_masks(config, density=sampling.mask_keep)
+
+    def sample(key, params, example_id, maps, shape):
+        def bound(s_t, mask, maps, t):
+            return denoise(params, s_t, mask, maps, t)
+
+        run = get_sampler(settings, schedule, transform, masks, bound)
+        return transform.adjoint(run(example_keys(key, example_id), maps, shape, sampling.eta), maps)
+
+    return sample

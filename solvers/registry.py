@@ -1,0 +1,38 @@
+"""What a posterior solver is, and the table that finds one by name."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from operators.measurement import Measurement
+from registry import Registry
+
+Hyper = Mapping[str, float | jax.Array]
+SolveFn = Callable[[jax.Array, Any, Measurement, Hyper], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Solver:
+    """A way to reconstruct images from measurements, with its settings' defaults.
+
+    Attributes:
+      solve: `solve(key, params, measurement, hyper) -> samples` of shape (num_samples, *x.shape): complex64 (K,B,H,W)
+        for MRI, float32 (K,B,H,W,ch) for images. Pure and jit-able; `hyper` is traced, so that tuning never recompiles.
+        The result of one example depends on its own acquisition, its example_id and `key`, never on its batch-mates.
+        Deterministic solvers return K = 1 and ignore `key` and `params` (both may be None).
+      hyper: default hyper-parameters by name; pass `{**solver.hyper, **changes}` to `solve`.
+      num_samples: K, posterior samples per scan.
+      nfe: network calls per sample; 0 for classical methods.
+    """
+
+    solve: SolveFn
+    hyper: Mapping[str, float]
+    num_samples: int = 1
+    nfe: int = 0
+
+
+SolverFactory = Callable[[Any, Any], Solver]  # get_x_solver(config, experiment) -> Solver
+
+SOLVERS: Registry[SolverFactory] = Registry("solver")

@@ -1,0 +1,43 @@
+"""What all tests share: the CPU as device, and a toy data store that is made once per session."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX is imported; set it yourself to run the tests elsewhere
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from builders.brain import BrainReferences
+from builders.store import default_settings, prepare_store
+from configs.default import get_config
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `tools/prepare_demo.py --size 32 --max_slices 6` makes: 4 coils, R=4, 4 ACS lines. Do not change it."""
+    store = tmp_path_factory.mktemp("data") / "tiny_store"
+    prepare_store(store, default_settings(32), max_slices=6)
+    return store
+
+
+@pytest.fixture(scope="session")
+def nan_reference_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_store` with NaN for every reference image: what never reads references does not notice."""
+    store = tmp_path_factory.mktemp("data") / "nan_reference_store"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BrainReferences, "_record", lambda self, e: {"image": e.simulated.image * np.complex64(np.nan)})
+        prepare_store(store, default_settings(32), max_slices=6)
+    return store
+
+
+@pytest.fixture
+def tiny_config(tiny_store: Path) -> ConfigDict:
+    """The default config with the data settings of `tiny_store` and a batch of 2; the test may change it."""
+    config = get_config()
+    config.data.dir = str(tiny_store)
+    config.data.image_size = 32
+    config.masks.acs_lines = 4
+    config.training.batch_size = 2
+    return config

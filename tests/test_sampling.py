@@ -1,0 +1,187 @@
+"""The partial-score sampler and the MSM solver: exact cases, switches, independence of batch-mates, flat memory."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.default import get_config
+from losses import example_keys
+from models.denoiser import Denoised, get_denoise_fn
+from operators.masks import get_masks
+from operators.transform import get_transform
+from sampling import SamplerSettings, fresh_share, get_sampler, get_sampling_fn, reverse_step
+from sde_lib import get_schedule
+from solvers import get_solver
+from tests.test_losses import PARAMS, SIZE, linear_net, toy_config, toy_measurement
+
+
+def experiment(config):
+    schedule, transform = get_schedule(config), get_transform(config)
+    denoise = get_denoise_fn(config, schedule, transform, linear_net)
+    return SimpleNamespace(
+        config=config, schedule=schedule, transform=transform, masks=get_masks(config), denoise=denoise
+    )
+
+
+def solver_config(**changes):
+    config = toy_config()
+    config.solver.num_levels, config.eval.num_samples = 4, 2
+    config.solver.update(changes)
+    return config
+
+
+SWITCHES = [
+    {"mask_keep": 1.0},
+    {"mask_keep": 0.0, "w": 3},
+    {"mask_keep": 0.0, "w": 3, "mask_order": "complement"},
+    {"mask_keep": 0.5, "w": 2, "reinject": True},
+    {"mask_keep": 0.5, "w": 2, "step": "ddim"},
+    {"mask_keep": 0.5, "w": 2, "weight": "population"},
+]
+
+
+@pytest.mark.parametrize("changes", SWITCHES, ids=str)
+def test_result_of_a_scan_does_not_depend_on_its_batch_mates(changes):
+    config = solver_config(**changes)
+    solver = get_solver(config, experiment(config), "msm")
+    m, key = toy_measurement(), jax.random.key(1)
+    solve = jax.jit(solver.solve)
+    together = solve(key, PARAMS, m, solver.hyper)
+    assert together.shape == (2, 4, SIZE, SIZE) and bool(jnp.all(jnp.isfinite(together)))
+    alone = solve(key, PARAMS, jax.tree.map(lambda a: a[2:3], m), solver.hyper)
+    np.testing.assert_allclose(alone[:, 0], together[:, 2], atol=2e-4)
+    assert not np.allclose(together[0], together[1])  # samples differ
+    swapped = solve(key, PARAMS, jax.tree.map(lambda a: a[::-1], m), solver.hyper)
+    np.testing.assert_allclose(swapped[:, ::-1], together, atol=2e-4)
+
+
+@pytest.mark.parametrize("changes", SWITCHES[:5], ids=str)
+def test_full_noiseless_data_return_the_exact_image_whatever_the_network_says(changes):
+    config = solver_config(**changes)
+    config.solver.num_levels = 12  # enough draws that every line is covered
+    m = toy_measurement()
+    full = m.replace(mask=np.ones_like(m.mask))
+    x = get_transform(config).adjoint(jnp.asarray(m.y), m.maps)
+    full = full.replace(y=np.asarray(get_transform(config).forward(x, m.maps)))
+    solver = get_solver(config, experiment(config), "msm")
+    samples = solver.solve(jax.random.key(0), PARAMS, full, {"gamma": 1.0, "eta": 0.85})
+    np.testing.assert_allclose(samples, np.broadcast_to(x, samples.shape), atol=1e-5)
+
+
+def test_acquired_entries_of_a_projection_equal_the_data_for_one_coil():
+    config = solver_config(mask_keep=1.0)
+    m = toy_measurement(coils=1)
+    solver = get_solver(config, experiment(config), "msm")
+    x = solver.solve(jax.random.key(0), PARAMS, m, {"gamma": 1.0, "eta": 0.85})[0]
+    z = get_transform(config).forward(x, m.maps)
+    np.testing.assert_allclose(np.where(m.mask, z, 0), m.y, atol=2e-5)
+
+
+def gaussian_denoiser(variance, schedule):
+    """The exact denoiser of z ~ N(0, variance I): s0 = v / (v + sigma^2) u on the mask."""
+
+    def denoise(s_t, mask, maps, t):
+        sigma = schedule.sigma(t).reshape(-1, *[1] * (s_t.ndim - 1))
+        u = jnp.where(mask, s_t / schedule.alpha(t).reshape(sigma.shape), 0)
+        s0 = variance / (variance + sigma**2) * u
+        return Denoised(s0=s0, eps=jnp.where(mask, (u - s0) / sigma, 0), z0=s0)
+
+    return denoise
+
+
+@pytest.mark.parametrize("step", ["ddim", "renoise"])
+@pytest.mark.parametrize(("keep", "w"), [(1.0, 1), (0.0, 4)])
+def test_sampler_variance_follows_the_linear_recursion(step, keep, w):
+    """White Gaussian data: every entry obeys a scalar recursion of variances, which the sampler must match."""
+    config = toy_config()
+    schedule, transform = get_schedule(config), get_transform(config)
+    masks, variance, levels, eta = get_masks(config, density=keep), 0.5, 10, 0.7
+    settings = SamplerSettings(num_levels=levels, w=w, step=step, mask_order="iid")
+    sample = jax.jit(
+        get_sampler(settings, schedule, transform, masks, gaussian_denoiser(variance, schedule)),
+        static_argnums=2,
+    )
+    z = sample(example_keys(jax.random.key(0), jnp.arange(64)), None, (64, 2, SIZE, SIZE), eta)
+    acs = np.asarray(masks.inclusion_probability()).reshape(-1) >= 1  # drawn at every level: no entry is left behind
+    sigma = np.asarray(schedule.sigma(jnp.asarray(schedule.grid(levels))), np.float64)
+    v = sigma[0] ** 2
+    for now, after in zip(sigma, [*sigma[1:], 0.0], strict=True):
+        gain = variance / (variance + now**2)  # zhat = gain u, eps = (1 - gain) u / sigma
+        if after == 0:
+            v = gain**2 * v
+            break
+        fresh = float(fresh_share(step, eta, now, after))
+        v = (gain + np.sqrt(after**2 - fresh**2) * (1 - gain) / now) ** 2 * v + fresh**2
+    measured = np.mean(np.abs(np.asarray(z)[..., acs]) ** 2) / 2
+    count = z[..., acs].size * 2
+    assert measured == pytest.approx(v, rel=5 * np.sqrt(2 / count) + 1e-3)
+
+
+def test_reverse_step_keeps_the_noise_level_of_the_target():
+    """u' - zhat has variance sigma'^2 when eps and the fresh noise have variance 1, for both rules and any eta."""
+    rng = np.random.default_rng(0)
+    eps, xi = rng.standard_normal((2, 200_000)).astype(np.float32)
+    for step in ("ddim", "renoise"):
+        for eta in (0.0, 0.5, 0.85, 1.0):
+            fresh = fresh_share(step, eta, 2.0, 1.3)
+            assert float(jnp.std(reverse_step(0.0, eps, xi, 1.3, fresh))) == pytest.approx(1.3, rel=0.01)
+    ancestral = 1.3 * np.sqrt(1 - (1.3 / 2.0) ** 2)
+    assert float(fresh_share("ddim", 1.0, 2.0, 1.3)) == pytest.approx(ancestral, rel=1e-6)
+
+
+def test_uncovered_entries_keep_the_last_estimate():
+    """With one sparse mask a level, entries outside the first mask are still 0 after one level."""
+    config = toy_config()
+    schedule, transform = get_schedule(config), get_transform(config)
+    settings = SamplerSettings(num_levels=1, w=1)
+    sample = get_sampler(settings, schedule, transform, get_masks(config), gaussian_denoiser(0.5, schedule))
+    z = np.asarray(sample(example_keys(jax.random.key(0), jnp.arange(3)), None, (3, 2, SIZE, SIZE), 1.0))
+    empty = (z == 0).all((1, 2))
+    assert empty.any() and not empty.all() and (z != 0)[:, :, :, ~empty.all(0)].any()
+
+
+def compiled_memory(levels):
+    config = solver_config(num_levels=levels, mask_keep=0.5, w=2)
+    solver = get_solver(config, experiment(config), "msm")
+    compiled = jax.jit(solver.solve).lower(jax.random.key(0), PARAMS, toy_measurement(), solver.hyper).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_memory_does_not_grow_with_the_number_of_levels():
+    few, many = compiled_memory(50), compiled_memory(500)
+    assert few > 0
+    assert many - few <= 500 * 8 * 4  # the level table itself: a few numbers per level
+
+
+def test_hyper_parameters_are_traced():
+    """One compilation serves all values of gamma and eta."""
+    config = solver_config()
+    solver = get_solver(config, experiment(config), "msm")
+    solve = jax.jit(solver.solve)
+    m = toy_measurement()
+    results = [solve(jax.random.key(0), PARAMS, m, {"gamma": g, "eta": e}) for g, e in ((1.0, 0.8), (0.5, 0.2))]
+    assert solve._cache_size() == 1
+    assert not np.allclose(results[0], results[1])
+
+
+def test_generation_draws_images_that_depend_on_id_alone():
+    config = toy_config()
+    config.sampling.num_levels = 3
+    e = experiment(config)
+    draw = get_sampling_fn(config, e.schedule, e.transform, e.denoise)
+    m = toy_measurement()
+    ids = jnp.asarray([5, 6, 7, 5])
+    images = draw(jax.random.key(0), PARAMS, ids, m.maps, m.y.shape)
+    assert images.shape == (4, SIZE, SIZE)
+    np.testing.assert_allclose(images[0], images[3], atol=1e-4)
+    assert not np.allclose(images[0], images[1])
+
+
+def test_settings_have_no_silent_default():
+    names = {field.name for field in dataclasses.fields(SamplerSettings)}
+    config = get_config()
+    assert names <= set(config.sampling) and names <= set(config.solver)

@@ -1,0 +1,177 @@
+"""Rebuilds data/brains_128.npz, the three embedded heads, from the two packages that publish them.
+
+  python tools/build_demo_data.py --mricron mricron-data_1.2.20211006+dfsg-4_all.deb \
+      --pyradiomics pyradiomics-3.0.1.tar.gz --out data/brains_128.npz
+  python tools/build_demo_data.py --check
+
+`--mricron` takes the Debian package `mricron-data` or its `ch2.nii.gz`; `--pyradiomics` takes the PyPI source
+distribution `pyradiomics==3.0.1` or a folder holding `brain1_image.nrrd` and `brain2_image.nrrd`. The result must have
+the SHA-256 below; `--check` alone verifies the file that is there. Nothing is downloaded. See data/README.md.
+"""
+
+import gzip
+import hashlib
+import io
+import lzma
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from builders.simulate import crop_kspace  # noqa: E402
+from infra.atomic import atomic_file  # noqa: E402
+from infra.errors import UserError  # noqa: E402
+
+SHA256 = "dbe5a2ff2656686d1ce1e071fef867780d41abd5c1b21a4e1cf8f4853de67871"
+SIZE = 128
+PADDED = 256
+COLIN_SLICES = slice(35, 150)  # axial slices from the base of the skull to the crown
+
+_MRICRON = flags.DEFINE_string("mricron", "", "Debian package mricron-data, or its ch2.nii.gz.")
+_PYRADIOMICS = flags.DEFINE_string("pyradiomics", "", "pyradiomics source distribution, or a folder of its nrrd files.")
+_OUT = flags.DEFINE_string("out", str(ROOT / "data" / "brains_128.npz"), "File to write, or to check.")
+_CHECK = flags.DEFINE_bool("check", False, "Write nothing; only compare the SHA-256 of --out with the expected one.")
+
+
+def _ar_members(content: bytes) -> dict[str, bytes]:
+    """Returns the members of a Unix `ar` archive (what a .deb is), by name. Raises UserError if it is not one."""
+    if not content.startswith(b"!<arch>\n"):
+        raise UserError("the --mricron file is neither a Debian package nor a gzipped NIfTI file; give one of the two")
+    members, position = {}, 8
+    while position + 60 <= len(content):
+        header = content[position : position + 60]
+        size = int(header[48:58])
+        members[header[:16].decode().strip().rstrip("/")] = content[position + 60 : position + 60 + size]
+        position += 60 + size + size % 2  # members start at even offsets
+    return members
+
+
+def _decompress(name: str, content: bytes) -> bytes:
+    """Undoes the compression that the suffix of `name` announces."""
+    if name.endswith(".xz"):
+        return lzma.decompress(content)
+    if name.endswith(".gz"):
+        return gzip.decompress(content)
+    if name.endswith(".zst"):  # no standard-library reader on Python 3.11
+        return subprocess.run(["zstd", "-dc"], input=content, stdout=subprocess.PIPE, check=True).stdout
+    return content
+
+
+def read_colin(path: Path) -> np.ndarray:
+    """Returns the Colin27 head, uint8 (181,217,181), axes to the patient's right, front and top, 1 mm."""
+    content = path.read_bytes()
+    if not content.startswith(b"\x1f\x8b"):
+        name, data = next((n, c) for n, c in _ar_members(content).items() if n.startswith("data.tar"))
+        with tarfile.open(fileobj=io.BytesIO(_decompress(name, data))) as archive:
+            member = next((m for m in archive.getmembers() if m.name.endswith("/templates/ch2.nii.gz")), None)
+            if member is None:
+                raise UserError(f"{path} holds no templates/ch2.nii.gz; give the package mricron-data")
+            content = archive.extractfile(member).read()
+    raw = gzip.decompress(content)
+    shape = tuple(int(n) for n in np.frombuffer(raw, "<i2", 3, 42))
+    kind = int(np.frombuffer(raw, "<i2", 1, 70)[0])
+    offset = int(np.frombuffer(raw, "<f4", 1, 108)[0])
+    if shape != (181, 217, 181) or kind != 2:
+        raise UserError(f"{path}: expected a uint8 NIfTI volume (181,217,181), found {shape} of type {kind}")
+    return np.frombuffer(raw, np.uint8, 181 * 217 * 181, offset).reshape(shape, order="F")
+
+
+def read_nrrd(content: bytes, name: str) -> np.ndarray:
+    """Returns an int16 gzip-encoded NRRD volume (x to the left, y to the front, z to the top of the patient)."""
+    end = content.find(b"\n\n")
+    lines = content[:end].decode("ascii").splitlines()
+    header = dict(line.split(": ", 1) for line in lines if ": " in line)
+    if header.get("type") != "short" or header.get("encoding") != "gzip" or header.get("endian") != "little":
+        raise UserError(f"{name}: expected a little-endian gzip NRRD file of type short, as in pyradiomics 3.0.1")
+    shape = tuple(int(n) for n in header["sizes"].split())
+    return np.frombuffer(gzip.decompress(content[end + 2 :]), "<i2").reshape(shape, order="F")
+
+
+def read_pyradiomics(path: Path) -> list[np.ndarray]:
+    """Returns the two heads of pyradiomics, int16 (256,256,25) and (256,256,23)."""
+    names = ("brain1_image.nrrd", "brain2_image.nrrd")
+    if path.is_dir():
+        return [read_nrrd((path / name).read_bytes(), name) for name in names]
+    with tarfile.open(path) as archive:
+        members = {Path(m.name).name: m for m in archive.getmembers() if m.name.endswith(names)}
+        if len(members) != 2:
+            raise UserError(f"{path} lacks {' and '.join(names)}; give the source distribution of pyradiomics 3.0.1")
+        return [read_nrrd(archive.extractfile(members[name]).read(), name) for name in names]
+
+
+def shrink(volume: np.ndarray) -> np.ndarray:
+    """(N,H,W) float in [0,255] -> (N,128,128) uint8: zero-pad to 256, keep the central 128 x 128 of k-space, clip."""
+    rows, columns = PADDED - volume.shape[1], PADDED - volume.shape[2]
+    padding = ((0, 0), (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2))
+    cropped = crop_kspace(np.pad(volume.astype(np.float64), padding), SIZE)
+    return np.clip(np.rint(cropped), 0, 255).astype(np.uint8)
+
+
+def build(colin: np.ndarray, heads: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the arrays of the file: axial slices from bottom to top, nose up, patient's left on the right side."""
+    axial = np.rot90(np.moveaxis(colin, 2, 0)[COLIN_SLICES], axes=(1, 2))[:, :, ::-1]  # rows: front to back
+    arrays = {"colin27": shrink(axial)}
+    for name, head in zip(("brain1", "brain2"), heads, strict=True):
+        axial = np.moveaxis(head, 2, 0).transpose(0, 2, 1)[:, ::-1].astype(np.float64)  # stored back to front
+        arrays[name] = shrink(np.clip(255.0 * axial / np.percentile(axial, 99.9), 0, 255))
+    return arrays
+
+
+def write_npz(arrays: dict[str, np.ndarray], path: Path) -> None:
+    """Writes a compressed npz whose bytes depend on the arrays only: fixed order, no time of day, no file modes."""
+    with atomic_file(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            buffer = io.BytesIO()
+            np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            entry.compress_type, entry.create_system = zipfile.ZIP_DEFLATED, 3
+            archive.writestr(entry, buffer.getvalue(), compresslevel=9)
+
+
+def content_hash(path: Path) -> str:
+    """Returns the SHA-256 over the names, shapes and values in an npz (the same for every zlib version)."""
+    digest = hashlib.sha256()
+    with np.load(path, allow_pickle=False) as arrays:
+        for name in sorted(arrays.files):
+            array = arrays[name]
+            digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def main(_: list[str]) -> None:
+    out = Path(_OUT.value)
+    if not _CHECK.value:
+        if not (_MRICRON.value and _PYRADIOMICS.value):
+            raise UserError("give --mricron and --pyradiomics to rebuild the file, or --check to verify it")
+        mricron, pyradiomics = Path(_MRICRON.value), Path(_PYRADIOMICS.value)
+        for path in (mricron, pyradiomics):
+            if not path.exists():
+                raise UserError(f"{path} does not exist; data/README.md says where the packages come from")
+        write_npz(build(read_colin(mricron), read_pyradiomics(pyradiomics)), out)
+    if not out.exists():
+        raise UserError(f"{out} does not exist; rebuild it with --mricron and --pyradiomics")
+    found = content_hash(out)
+    if found != SHA256:
+        raise UserError(f"{out}: SHA-256 of the content is {found}, expected {SHA256}; rebuild it from the packages")
+    print(f"{out}: content as expected (SHA-256 {found})")
+
+
+def run() -> None:
+    """Entry point: user errors end in one line and status 2."""
+    try:
+        app.run(main)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    run()
