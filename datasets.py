@@ -24,7 +24,7 @@ _ENDLESS = 2**40  # batches
 _READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 
-def dataset_info(config) -> dict[str, Any]:
+def dataset_info(config, acquisition: str = "") -> dict[str, Any]:
     """Returns the manifest of the store at `config.data.dir`, after checking it against the config.
 
     Keys used by the program: 'settings', 'counts' (per split), 'acceleration' ('nominal', 'effective' per split),
@@ -44,10 +44,11 @@ def dataset_info(config) -> dict[str, Any]:
             f"{store} was made with {', '.join(differing)}; change the config or make another store: "
             f"{_command(wanted, 0, 'OTHER_FOLDER')} and set data.dir to it"
         )
-    if config.data.acquisition not in manifest["acquisitions"]:
+    name = acquisition or config.data.acquisition
+    if name not in manifest["acquisitions"]:
         known = ", ".join(sorted(manifest["acquisitions"]))
-        raise UserError(f"data.acquisition is {config.data.acquisition!r}, but {store} holds {known}")
-    _check_files(store, manifest, manifest["acquisitions"][config.data.acquisition])
+        raise UserError(f"acquisition {name!r} is asked for, but {store} holds {known}: change data.acquisition")
+    _check_files(store, manifest, manifest["acquisitions"][name])
     return manifest
 
 
@@ -150,10 +151,14 @@ class Acquisitions(_Records):
         return Measurement(**{name: np.stack([e[name] for e in examples]) for name in examples[0]})
 
 
-def open_acquisitions(config, split: str) -> Acquisitions:
-    """Opens one split of the store's acquisitions `config.data.acquisition`. Raises UserError: see `dataset_info`."""
-    manifest = dataset_info(config)
-    return Acquisitions(Path(config.data.dir), manifest["acquisitions"][config.data.acquisition], split)
+def open_acquisitions(config, split: str, acquisition: str = "") -> Acquisitions:
+    """Opens one split of the acquisitions named `acquisition`, else `config.data.acquisition`.
+
+    Raises UserError: see `dataset_info`.
+    """
+    manifest = dataset_info(config, acquisition)
+    part = manifest["acquisitions"][acquisition or config.data.acquisition]
+    return Acquisitions(Path(config.data.dir), part, split)
 
 
 def load_measurements(config, split: str) -> Measurement:
@@ -167,9 +172,9 @@ def get_train_iterator(
 ) -> grain.DatasetIterator[Measurement]:
     """Returns the endless training stream of this process: numpy Measurements of batch_size / process_count examples.
 
-    The stream of global batches depends on `config.seed` alone (`epoch_order`); process i of n takes the i-th of n equal
-    parts of each, so any number of processes trains on the same batches. The iterator has get_state and set_state, and
-    resumes exactly, also within an epoch.
+    The stream of global batches depends on `config.seed` alone (`epoch_order`); process i of n takes the i-th of n
+    equal parts of each, so any number of processes trains on the same batches. The iterator has get_state and
+    set_state, and resumes exactly, also within an epoch.
 
     Args:
       config: uses data, masks, training.batch_size and seed.
@@ -238,7 +243,8 @@ def eval_batches(config, split: str, batch_size: int, max_examples: int = 0) -> 
     Raises:
       UserError: see `dataset_info` and `open_references`; raised by the call, before the first batch is asked for.
     """
-    acquisitions, references = open_acquisitions(config, split), open_references(config, split)
+    acquisitions = open_acquisitions(config, split, config.eval.acquisition)
+    references = open_references(config, split)
     if not np.array_equal(acquisitions.ids, references.ids):
         raise UserError(
             f"{config.data.dir}: ids of acquisitions and references of split {split!r} differ; make it again"

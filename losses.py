@@ -50,7 +50,7 @@ def example_keys(key: jax.Array, example_id: jax.Array) -> jax.Array:
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(example_id)
 
 
-def msm_loss(denoise, schedule, transform, weight, s, mask, maps, noise, t, reduction="observed"):
+def msm_loss(denoise, schedule, transform, weight, s, mask, maps, noise, t, reduction="observed") -> jax.Array:
     """The noiseless MSM loss (docs/method.md): weight(sigma_t) mean |s - s0_hat|^2 over the mask, for each example.
 
     Args:
@@ -65,7 +65,7 @@ def msm_loss(denoise, schedule, transform, weight, s, mask, maps, noise, t, redu
       reduction: 'observed' divides by the number of observed real scalars, 'all' by the number of all (published code).
 
     Returns:
-      (loss (B,) float32, Denoised).
+      (B,) float32.
     """
     sigma = schedule.sigma(t)
     s_t = jnp.where(mask, per_example(schedule.alpha(t), s) * (s + per_example(sigma, s) * noise), 0)
@@ -73,29 +73,7 @@ def msm_loss(denoise, schedule, transform, weight, s, mask, maps, noise, t, redu
     axes = tuple(range(1, s.ndim))
     error = jnp.sum(jnp.where(mask, jnp.abs(s - out.s0) ** 2, 0), axis=axes)
     seen = jnp.broadcast_to(mask, s.shape) if reduction == "observed" else jnp.ones(s.shape, bool)
-    return weight(sigma) * error / (transform.real_scalars * jnp.sum(seen, axis=axes)), out
-
-
-def heldout_loss(transform, s, heldout, z0, sigma_data) -> jax.Array:
-    """Mean squared error, relative to the data's variance, on acquired entries that the network was not given.
-
-    An extension of MSM: like Ambient Diffusion and SSDU it asks a partial call for E[z | S s_t] also outside S, where the
-    acquisition knows the answer. It leaves the minimiser on S as it is.
-
-    Args:
-      transform: T.
-      s: measurement, shape of y.
-      heldout: bool, broadcastable to s: acquired but withheld from the network.
-      z0: the network's estimate of the whole measurement.
-      sigma_data: standard deviation of an image per real scalar.
-
-    Returns:
-      (B,) float32; 0 where nothing was held out.
-    """
-    axes = tuple(range(1, s.ndim))
-    error = jnp.sum(jnp.where(heldout, jnp.abs(s - z0) ** 2, 0), axis=axes)
-    count = transform.real_scalars * jnp.sum(jnp.broadcast_to(heldout, s.shape), axis=axes)
-    return error / (sigma_data**2 * jnp.maximum(count, 1))
+    return weight(sigma) * error / (transform.real_scalars * jnp.sum(seen, axis=axes))
 
 
 @LOSSES.register("msm")
@@ -125,13 +103,8 @@ def get_msm_loss(config, schedule, transform, masks, denoise) -> LossFn:
         def bound(s_t, mask, maps, t):
             return denoise(params, s_t, mask, maps, t)
 
-        s, maps = measurement.y, measurement.maps
-        kept, out = msm_loss(bound, schedule, transform, weight, s, mask, maps, noise, t, config.loss.reduction)
-        if not config.loss.heldout_weight:
-            return kept
-        heldout = measurement.mask & ~mask
-        return kept + config.loss.heldout_weight * heldout_loss(
-            transform, s, heldout, out.z0, config.denoiser.sigma_data
+        return msm_loss(
+            bound, schedule, transform, weight, measurement.y, mask, measurement.maps, noise, t, config.loss.reduction
         )
 
     return loss
@@ -193,7 +166,7 @@ def get_step_fn(config, loss_fn: LossFn, optimizer: optax.GradientTransformation
         # The average forgets the initial weights quickly: early in a run its memory is a tenth of the run so far.
         rate = jnp.minimum(optim.ema_rate, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda old, new: rate * old + (1.0 - rate) * new, state.ema_params, params)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return TrainState(step=state.step + 1, params=params, ema_params=ema, opt_state=opt_state), metrics
 
     return step

@@ -102,6 +102,8 @@ def _train_loop(experiment: Experiment, run, data, metrics, saved) -> None:
     if restored is not None:
         state = restored[0]
     start = int(state.step)
+    if config.data.acquisition == "full":
+        logging.warning("this run trains on fully sampled, noiseless acquisitions: an oracle, not MSM")
     metrics.rewind(start)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     logging.info(
@@ -258,6 +260,7 @@ def _report(config, run, rounds, solvers: dict[str, Solver], info, step: int, co
     masks = info["acceleration"]
     facts = {
         "title": f"Reconstruction of {settings.split} scans",
+        "notes": info.get("notes", []),
         "command": command,
         "checkpoint": settings.checkpoint or "this workdir",
         "training step": step,
@@ -266,6 +269,7 @@ def _report(config, run, rounds, solvers: dict[str, Solver], info, step: int, co
         "coils": config.data.num_coils,
         "acceleration, nominal": masks["nominal"],
         "acceleration, effective": round(masks["effective"][settings.split], 2),
+        "split": f"{settings.split} of {config.data.dir}",
         "noise std per real and imaginary entry": info["settings"]["noise_std"],
         "seed": config.seed,
         "hyper-parameters": {name: dict(s.hyper) for name, s in solvers.items() if s.hyper},

@@ -67,6 +67,7 @@ def get_sampler(
     masks: MaskDistribution,
     denoise: Callable[..., Denoised],
     correct: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    project: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Callable:
     """Returns sample(keys, maps, shape, eta) -> z of the last estimate, (B, ...) with `shape` = (B, ...).
 
@@ -77,13 +78,15 @@ def get_sampler(
       masks: where the masks of the partial calls are drawn from.
       denoise: denoise(s_t, mask, maps, t) -> Denoised, parameters bound.
       correct: optional data consistency, correct(s0, mask) -> s0, applied to every partial estimate.
+      project: optional data consistency, project(zhat, sigma) -> zhat, applied to the aggregated estimate of a level.
 
     `sample`: keys (B,) one per example; eta a traced float. Memory does not grow with the number of levels, network calls
     are num_levels * w.
     """
     w = settings.w
     times = schedule.grid(settings.num_levels)
-    sigmas = [float(v) for v in schedule.sigma(jnp.asarray(times))]
+    with jax.ensure_compile_time_eval():  # the levels are static, also where this is called while tracing
+        sigmas = [float(v) for v in schedule.sigma(jnp.asarray(times))]
     levels = {
         "index": jnp.arange(len(times)),
         "t": jnp.asarray(times),
@@ -147,6 +150,8 @@ def get_sampler(
             )(draw_keys, carry.covered)
             total, u = calls(carry, drawn, maps, level, noise_keys, eta)
             zhat = aggregate(total, drawn, carry.zhat)
+            if project is not None:
+                zhat = project(zhat, level["sigma"])
             eps = (u - zhat) / level["sigma"]
             xi = noise(noise_keys, (level["index"] + 1) * (w + 1) + w, u.shape)
             fresh = fresh_share(settings.step, eta, level["sigma"], level["next"])

@@ -11,9 +11,8 @@ def get_config(variant: str = ""):
     config.model.channel_mult = (1, 2, 2)
     config.model.patch_size = 2
     config.model.attention_resolutions = (8,)
-    config.loss.heldout_weight = 5.0
     config.training.batch_size = 8
-    config.training.num_steps = 5000
+    config.training.num_steps = 4500
     return variants.apply(config, variant, {"demo": demo, "smoke": variants.smoke})
 
 

@@ -46,15 +46,14 @@ def get_config() -> ConfigDict:
     schedule.sigma_min = 0.005
     schedule.sigma_max = 20.0
     schedule.rho = 7.0  # spacing of Karras' sampling grid
-    schedule.log_sigma_mean = -1.2
-    schedule.log_sigma_std = 1.4
+    schedule.log_sigma_mean = -1.0
+    schedule.log_sigma_std = 1.2
     schedule.train_stride = 5  # ddpm only: train on timesteps 0, 5, ..., 995
 
     config.loss = loss = ConfigDict()
     loss.name = "msm"
     loss.reduction = "observed"  # observed | all (the published code's: mean over measured and unmeasured scalars)
-    loss.min_keep = 0.5  # each example keeps a uniform(min_keep, 1) share of its acquired lines; 1 keeps all
-    loss.heldout_weight = 0.0  # weight of predicting the acquired lines that were dropped; 0 is MSM as published
+    loss.min_keep = 0.7  # each example keeps a uniform(min_keep, 1) share of its acquired lines; 1 keeps all
 
     config.optim = optim = ConfigDict()
     optim.learning_rate = 1e-3
@@ -93,11 +92,14 @@ def get_config() -> ConfigDict:
     solver.reinject = False
     solver.weight = "count"
     solver.step = "renoise"  # renoise (published solver) | ddim
+    solver.consistency = "least_squares"  # least_squares | entries (as published), see solvers/msm.py
+    solver.cg_steps = 10  # of least_squares
     solver.gamma = 1.0  # data-consistency step; 1 replaces acquired entries by their measured values
     solver.eta = 0.85
 
     config.eval = evaluation = ConfigDict()
     evaluation.split = "test"
+    evaluation.acquisition = "undersampled"  # which acquisitions are reconstructed, whatever was trained on
     evaluation.solvers = ("zero_filled", "cg_sense", "l1_wavelet", "msm")
     evaluation.num_samples = 4  # posterior samples per scan
     evaluation.batch_size = 8

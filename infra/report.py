@@ -120,7 +120,10 @@ def write_report(
 
 
 def _text(value: Any) -> str:
-    """HTML of a plain value: short numbers, joined lists, escaped text."""
+    """HTML of a plain value: short numbers, joined lists, mappings as 'key value' or 'key (...)', escaped text."""
+    if isinstance(value, Mapping):
+        inner = ((k, f"({_text(v)})" if isinstance(v, Mapping) else _text(v)) for k, v in value.items())
+        return ", ".join(f"{html.escape(str(key))} {text}" for key, text in inner)
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):

@@ -141,7 +141,7 @@ def _read_config(path: Path) -> dict[str, Any] | None:
 
 def _refuse_differences(folder: Path, before: dict, now: dict, keys: tuple[str, ...], what: str) -> None:
     def matters(key: str) -> bool:
-        return key not in HOW_TO_COMPUTE and any(key.startswith(k) if k.endswith(".") else key == k for k in keys)
+        return key not in HOW_TO_COMPUTE and any(f"{key}.".startswith(k) if k.endswith(".") else key == k for k in keys)
 
     missing = object()
     wrong = []

@@ -69,9 +69,11 @@ class ADM(nn.Module):
     """U-Net from (B,H,W,C) float32 and times (B,) float32 to (B,H,W,C) float32.
 
     Attributes:
-      num_channels: channels of a level are `num_channels * channel_mult[level]`; level l has size H / (patch_size 2^l).
+      channels: real channels of the image, in and out.
+      num_channels, channel_mult: level l has `num_channels * channel_mult[l]` channels and H / (patch_size 2^l) rows.
       attention_levels: levels with self-attention; the middle block always has it.
-      patch_size: space-to-depth factor in front of the first convolution, undone after the last; 1 is the published net.
+      num_heads, num_head_channels: heads of an attention, or -1 and the former: channels of a head.
+      patch_size: space-to-depth factor before the first convolution, undone after the last; 1 is the published net.
       dtype: compute type. Parameters, normalisation statistics, softmax, time embedding and output layer are float32.
       remat: recompute each block in the backward pass.
     """
@@ -156,7 +158,8 @@ def get_adm(config: ConfigDict, in_channels: int) -> ADM:
 
     `attention_resolutions` are sizes of feature maps, i.e. after space-to-depth: a 64-pixel image with patch_size 2 and
     three levels has feature maps of 32, 16 and 8. Sizes that no level has are ignored, as in the published code, so
-    that one list may serve several image sizes. Images of another size than `image_size` get attention at the same levels.
+    that one list may serve several image sizes. Images of other sizes than `image_size` have attention at the same
+    levels.
 
     Raises:
       UserError: image_size not divisible by patch_size * 2^(levels-1), unknown dtype, or a number that is not positive.

@@ -1,4 +1,4 @@
-"""Initial network parameters, drawn by numpy: a full-size network in a second, where compiling `model.init` takes half a minute."""
+"""Initial network parameters, drawn by numpy: a full-size network in a second or two, not in half a minute."""
 
 import hashlib
 from typing import Any

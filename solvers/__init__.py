@@ -1,7 +1,12 @@
-"""Posterior solvers, one short file each; importing this package files them all in the registry."""
+"""Posterior solvers, one short file each; importing this package files every one of them in the registry."""
 
-from solvers import cg_sense, l1_wavelet, msm, zero_filled  # noqa: F401  (imported for their registration)
+import importlib
+import pkgutil
+
 from solvers.registry import SOLVERS, Solver
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
 
 
 def get_solver(config, experiment, name: str) -> Solver:

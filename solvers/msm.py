@@ -1,19 +1,28 @@
 """MSM posterior sampling: the stochastic partial-score sampler with a projection-style data-consistency step.
 
-Park et al. 2025 (arXiv 2505.11853), section 4. Every partial estimate moves towards the acquired entries by
+Park et al. 2025 (arXiv 2505.11853), section 4: no gradient passes through the network. Two forms of the step:
 
-    s0 <- s0 - gamma M_y (s0 - y)        (on the entries that the partial mask and y share)
-
-so no gradient passes through the network; gamma = 1 replaces them by the acquired values.
+  entries        every partial estimate moves towards the acquired entries that it holds (published for MRI),
+                     s0 <- s0 - gamma M_y (s0 - y)
+  least_squares  the aggregated estimate moves to the image that explains the data, x0 = T^H zhat being the prior mean,
+                     zhat <- T (x0 + gamma (T^H M_y T + mu I)^-1 T^H M_y (y - T x0)),   mu = (noise_std / r)^2
+                 with r^2 = sigma^2 sigma_d^2 / (sigma^2 + sigma_d^2), the estimate's variance under a white prior. With
+                 mu = 0 it is gamma H^+ (y - H x0), H = M_y T. It lets the coils fill in lines, which `entries` does not:
+                 several coils see one image, and their entries alone do not know it.
 """
 
 import jax
 import jax.numpy as jnp
 
 from losses import example_keys
+from models.denoiser import per_example
+from operators.conjugate_gradient import conjugate_gradient
 from operators.masks import get_masks
+from operators.transform import normal
 from sampling import get_sampler, get_settings
 from solvers.registry import SOLVERS, Solver
+
+MIN_DAMPING = 1e-6  # keeps noiseless problems with a null space solvable in float32
 
 
 @SOLVERS.register("msm")
@@ -35,13 +44,26 @@ def get_msm_solver(config, experiment) -> Solver:
         def denoise(s_t, mask, maps, t):
             return experiment.denoise(params, s_t, mask, maps, t)
 
-        def correct(s0, mask):
+        def entries(s0, mask):
             # the w calls of a level are stacked along the batch: w copies of (K * B)
             copies = s0.shape[0] // y.shape[0]
             known = jnp.tile(acquired, (copies, *[1] * (acquired.ndim - 1))) & mask
             return s0 - hyper["gamma"] * jnp.where(known, s0 - jnp.tile(y, (copies, *[1] * (y.ndim - 1))), 0)
 
-        run = get_sampler(settings, experiment.schedule, transform, masks, denoise, correct)
+        def least_squares(zhat, sigma):
+            x0 = transform.adjoint(zhat, maps)
+            r2 = 1.0 / (sigma**-2 + config.denoiser.sigma_data**-2)
+            mu = per_example(jnp.maximum(repeat(measurement.noise_std) ** 2 / r2, MIN_DAMPING), x0)
+            residual = transform.adjoint(jnp.where(acquired, y - transform.forward(x0, maps), 0), maps)
+            step = conjugate_gradient(
+                lambda x: normal(transform, x, acquired, maps) + mu * x, residual, config.solver.cg_steps
+            )
+            return transform.forward(x0 + hyper["gamma"] * step, maps)
+
+        consistency = {"entries": {"correct": entries}, "least_squares": {"project": least_squares}}
+        run = get_sampler(
+            settings, experiment.schedule, transform, masks, denoise, **consistency[config.solver.consistency]
+        )
         z = run(keys.reshape(-1), maps, y.shape, hyper["eta"])
         x = transform.adjoint(z, maps)
         return x.reshape(num_samples, -1, *x.shape[1:])

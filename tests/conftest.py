@@ -1,6 +1,7 @@
 """What all tests share: the CPU as device, and a toy data store that is made once per session."""
 
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX is imported; set it yourself to run the tests elsewhere
@@ -41,3 +42,12 @@ def tiny_config(tiny_store: Path) -> ConfigDict:
     config.masks.acs_lines = 4
     config.training.batch_size = 2
     return config
+
+
+@pytest.fixture
+def store_copy(tiny_store: Path, tiny_config: ConfigDict, tmp_path: Path) -> Path:
+    """A copy of `tiny_store` that the test may damage; `tiny_config` points to it."""
+    path = tmp_path / "store"
+    shutil.copytree(tiny_store, path)
+    tiny_config.data.dir = str(path)
+    return path

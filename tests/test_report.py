@@ -67,7 +67,11 @@ def test_report_is_complete_and_self_contained(tmp_path, color):
     arrays = make_round(color)
     rows = evaluation.measure_round(arrays)
     summary = make_summary(
-        rows, title="A <title> & more", notes=["Coils are simulated."], command="python main.py", step=7
+        rows,
+        title="A <title> & more",
+        notes=["Coils are simulated."],
+        command="python main.py",
+        hyper={"msm": {"eta": 0.85, "gamma": 1.0}},
     )
     path = report.write_report(tmp_path, summary, rows, arrays)
     content = path.read_text()
@@ -75,7 +79,15 @@ def test_report_is_complete_and_self_contained(tmp_path, color):
     assert {"script", "link", "iframe"}.isdisjoint(page.tags) and "http" not in content
     assert set(page.sources) == {f"figures/{file.name}" for file in (tmp_path / "figures").iterdir()}
     text = " ".join(page.text)
-    for expected in ("A <title> & more", "Coils are simulated.", "python main.py", "Zero-filled", "NFE", "data range"):
+    for expected in (
+        "A <title> & more",
+        "Coils are simulated.",
+        "python main.py",
+        "msm (eta 0.85, gamma 1)",
+        "Zero-filled",
+        "NFE",
+        "data range",
+    ):
         assert expected in text
     assert f"{summary['gains']['zero_filled']['psnr']['mean']:+.2f} dB" in text
     assert f"{summary['solvers']['msm']['psnr']['mean']:.2f}" in text

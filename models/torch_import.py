@@ -1,0 +1,213 @@
+"""Reads published PyTorch checkpoints of the ADM U-Net without PyTorch, and maps their names to ours and back.
+
+A `.pt` file is a zip with a pickle (`data.pkl`: names, shapes, strides) and one raw binary per storage. A pickle can
+run any code, so this one is read by an unpickler that knows three kinds of name and refuses all others.
+"""
+
+import io
+import math
+import pickle
+import re
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
+
+from infra.errors import UserError
+
+STORAGE_DTYPES = {"FloatStorage": np.float32, "HalfStorage": np.float16, "BFloat16Storage": np.uint16}  # bf16: its bits
+
+# Our layer name inside a block -> the reference's.
+LAYER_NAMES = {
+    "in_norm": "in_layers.0",
+    "in_conv": "in_layers.2",
+    "time": "emb_layers.1",
+    "out_norm": "out_layers.0",
+    "out_conv": "out_layers.3",
+    "skip": "skip_connection",
+    "norm": "norm",
+    "qkv": "qkv",
+    "proj_out": "proj_out",
+}
+OUTPUT_NAMES = {"out_norm": "out.0", "out_conv": "out.2"}
+KERNEL_DIMS = {"skip": 2, "qkv": 1, "proj_out": 1}  # 1x1 convolutions there (2-D or 1-D) that are linear maps here
+
+# What a damaged or hostile file can make zipfile, pickle and numpy raise.
+DAMAGE = (
+    pickle.UnpicklingError,
+    zlib.error,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+class _Reader(pickle.Unpickler):
+    """Unpickler of one checkpoint: rebuilds tensors as numpy arrays and refuses every name but the few listed."""
+
+    def __init__(self, archive: zipfile.ZipFile, root: str):
+        super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))
+        self._archive, self._root = archive, root
+        names = archive.namelist()
+        order = archive.read(f"{root}/byteorder") if f"{root}/byteorder" in names else b"little"
+        self._byte_order = ">" if order.strip() == b"big" else "<"
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return lambda *args: _strided(*args[:4])  # a fresh object, so that no pickle can leave anything on ours
+        if module == "torch" and name in STORAGE_DTYPES:
+            return name
+        raise UserError(
+            f"it refers to {module}.{name}, which is neither a tensor of {', '.join(STORAGE_DTYPES)} nor a plain "
+            "container, and loading it could run code; save the bare state dict (torch.save(model.state_dict(), path))"
+        )
+
+    def persistent_load(self, pid: Any) -> np.ndarray:
+        """Returns the storage ("storage", type, key, device, number of entries) as a flat array."""
+        kind, storage_type, key, _, count = pid
+        if kind != "storage" or not re.fullmatch(r"\d+", key):
+            raise UserError(f"unknown storage record {pid!r}")
+        dtype = np.dtype(STORAGE_DTYPES[storage_type]).newbyteorder(self._byte_order)
+        raw = self._archive.read(f"{self._root}/data/{key}")
+        if len(raw) != count * dtype.itemsize:
+            raise UserError(f"storage {key} has {len(raw)} bytes instead of {count * dtype.itemsize}")
+        values = np.frombuffer(raw, dtype)
+        if storage_type == "BFloat16Storage":
+            return (values.astype(np.uint32) << 16).view(np.float32)  # bfloat16 is the upper half of a float32
+        return values
+
+
+def _strided(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> np.ndarray:
+    """Copies a tensor out of its storage as contiguous float32; checks that it lies inside."""
+    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+    inside = min((offset, *size, *stride)) >= 0 and last < storage.size
+    if not inside or math.prod(size) > storage.size:  # the latter: a stride of 0 could ask for any amount of memory
+        view = f"size {size}, stride {stride}, offset {offset}"
+        raise UserError(f"a tensor ({view}) leaves its {storage.size} stored values")
+    strides = [s * storage.itemsize for s in stride]
+    return np.array(np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False), np.float32)
+
+
+def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
+    """Reads a PyTorch state dict (zip format, PyTorch 1.6 or newer) as float32 arrays; runs no code of the file.
+
+    Float32, float16 and bfloat16 tensors are read; a leading "module." of the names (DataParallel) is dropped.
+
+    Raises:
+      UserError: the file is missing, truncated, of another format, or holds anything but named tensors.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            roots = [n.removesuffix("/data.pkl") for n in archive.namelist() if n.count("/") == 1 and "/data.pkl" in n]
+            if len(roots) != 1:
+                raise UserError("it is a zip file, but not one that torch.save wrote")
+            state = _Reader(archive, roots[0]).load()
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {path} does not exist") from None
+    except zipfile.BadZipFile as error:
+        raise UserError(
+            f"checkpoint {path} is truncated, damaged, or older than PyTorch 1.6's zip format ({error}): "
+            "copy it again, or load and save it with a newer PyTorch"
+        ) from error
+    except UserError as error:
+        raise UserError(f"checkpoint {path} cannot be read: {error}") from error
+    except DAMAGE as error:
+        raise UserError(
+            f"checkpoint {path} is no readable PyTorch file ({type(error).__name__}: {error}): copy it again"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(v, np.ndarray) for v in state.values()):
+        found = ", ".join(map(str, list(state)[:5])) if isinstance(state, dict) else type(state).__name__
+        raise UserError(f"checkpoint {path} is no plain state dict of tensors (found: {found}); save only the weights")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def _reference_name(path: tuple[str, ...]) -> str:
+    """Our path -> the reference's name: (input_blocks_1_0, in_conv, bias) -> input_blocks.1.0.in_layers.2.bias."""
+    *blocks, layer, leaf = path
+    if blocks:
+        layers = [re.sub(r"_(\d+)", r".\1", blocks[0]), LAYER_NAMES[layer]]
+    else:
+        layers = [OUTPUT_NAMES.get(layer) or re.sub(r"_(\d+)", r".\1", layer)]
+    return ".".join([*layers, "bias" if leaf == "bias" else "weight"])
+
+
+def _to_torch(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
+    """Our array layout -> PyTorch's: (kh,kw,in,out) -> (out,in,kh,kw); (in,out) -> (out,in[,1[,1]])."""
+    if path[-1] != "kernel":
+        return value
+    if value.ndim == 4:
+        return value.transpose(3, 2, 0, 1)
+    return value.T.reshape(value.shape[::-1] + (1,) * KERNEL_DIMS.get(path[-2], 0))
+
+
+def _from_torch(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
+    """Inverse of `_to_torch`."""
+    if path[-1] != "kernel":
+        return value
+    if value.ndim == 4 and path[-2] not in KERNEL_DIMS:
+        return value.transpose(2, 3, 1, 0)
+    return value.reshape(value.shape[:2]).T
+
+
+def state_dict_to_params(
+    state_dict: Mapping[str, np.ndarray], model_config: ConfigDict, params_template: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Maps a reference state dict to our parameters.
+
+    Args:
+      state_dict: name -> array, as `read_state_dict` returns it.
+      model_config: `config.model` of the template; only named in errors, beside what the state dict tells of its own.
+      params_template: our parameter tree of the same network; leaves need only `.shape` (see `init.param_shapes`).
+
+    Returns:
+      The tree of `params_template` with float32 numpy leaves.
+
+    Raises:
+      UserError: names or shapes that do not fit, all of them in one message.
+    """
+    template = flatten_dict(params_template)
+    names = {path: _reference_name(path) for path in template}
+    problems = [f"missing {name}" for name in names.values() if name not in state_dict]
+    problems += [f"unexpected {name}" for name in state_dict if name not in set(names.values())]
+    params = {}
+    for path, name in names.items():
+        if name not in state_dict:
+            continue
+        expected = _to_torch(path, np.empty(template[path].shape, np.bool_)).shape
+        value = np.asarray(state_dict[name])
+        if value.shape != expected:
+            problems.append(f"{name} has shape {value.shape}, the network's is {expected}")
+        else:
+            params[path] = np.ascontiguousarray(_from_torch(path, value), np.float32)
+    if problems:
+        keys = ("num_channels", "channel_mult", "num_res_blocks", "attention_resolutions", "patch_size")
+        ours = ", ".join(f"model.{key}={model_config[key]}" for key in keys)
+        width = np.shape(state_dict.get("time_embed.0.weight", ()))[1:]
+        theirs = f"; the file was saved with num_channels={width[0]}" if width else ""
+        raise UserError(
+            f"the state dict does not fit the network of {ours}{theirs}; "
+            f"{len(problems)} differences: {'; '.join(problems)}"
+        )
+    return unflatten_dict(params)
+
+
+def params_to_state_dict(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Maps our parameters to the reference's names and layouts: the exact inverse of `state_dict_to_params`."""
+    flat = flatten_dict(jax.tree.map(np.asarray, params))
+    return {_reference_name(path): np.ascontiguousarray(_to_torch(path, v)) for path, v in flat.items()}

@@ -1,0 +1,209 @@
+"""PyTorch checkpoints are read without PyTorch, exactly, and run no code. The files are written here by hand."""
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs.default import get_config
+from models.init import init_params, param_shapes
+from models.registry import get_model
+from models.torch_import import params_to_state_dict, read_state_dict, state_dict_to_params
+from tests.checks import message_of
+
+DICT = b"ccollections\nOrderedDict\n)R"
+
+
+def plain(value) -> bytes:
+    """Pickle opcodes that push a plain value."""
+    return pickle.dumps(value, 2)[2:-1]
+
+
+def tensor(key, count, size, stride, offset=0, storage="FloatStorage") -> bytes:
+    """Opcodes that push a tensor the way torch.save writes it."""
+    pid = b"(" + plain("storage") + f"ctorch\n{storage}\n".encode() + plain(key) + plain("cpu") + plain(count) + b"tQ"
+    arguments = b"(" + pid + plain(offset) + plain(size) + plain(stride) + b"\x89" + DICT + b"t"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"R"
+
+
+def state(**tensors: bytes) -> bytes:
+    """A complete pickle of an OrderedDict; '__' in a name stands for '.'."""
+    items = b"".join(plain(name.replace("__", ".")) + opcodes for name, opcodes in tensors.items())
+    return b"\x80\x02" + DICT + b"(" + items + b"u."
+
+
+def write(path: Path, pickled: bytes, **storages: np.ndarray) -> Path:
+    """Writes a .pt file; storages are named s0, s1, ..."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("net/data.pkl", pickled)
+        archive.writestr("net/byteorder", "little")
+        for name, values in storages.items():
+            archive.writestr(f"net/data/{name[1:]}", values.tobytes())
+        archive.writestr("net/version", "3\n")
+    return path
+
+
+VALUES = np.arange(24, dtype=np.float32) * 0.37 - 3
+
+
+def test_strides_offsets_shared_storage_and_module_prefix(tmp_path):
+    pickled = state(
+        module__whole=tensor("0", 24, (2, 3, 4), (12, 4, 1)),
+        module__transposed=tensor("0", 24, (4, 6), (1, 4)),
+        tail=tensor("0", 24, (3,), (2,), offset=18),
+        scalar=tensor("0", 24, (), (), offset=5),
+        empty=tensor("0", 24, (0, 3), (3, 1)),
+    )
+    read = read_state_dict(write(tmp_path / "a.pt", pickled, s0=VALUES))
+    assert list(read) == ["whole", "transposed", "tail", "scalar", "empty"]
+    np.testing.assert_array_equal(read["whole"], VALUES.reshape(2, 3, 4))
+    np.testing.assert_array_equal(read["transposed"], VALUES.reshape(6, 4).T)
+    np.testing.assert_array_equal(read["tail"], VALUES[[18, 20, 22]])
+    np.testing.assert_array_equal(read["scalar"], VALUES[5])
+    assert read["empty"].shape == (0, 3)
+
+
+def test_half_precision_types(tmp_path):
+    bits = (VALUES.view(np.uint32) >> 16).astype(np.uint16)
+    pickled = state(
+        f16=tensor("0", 24, (24,), (1,), storage="HalfStorage"),
+        bf16=tensor("1", 24, (24,), (1,), storage="BFloat16Storage"),
+    )
+    read = read_state_dict(write(tmp_path / "a.pt", pickled, s0=VALUES.astype(np.float16), s1=bits))
+    assert read["f16"].dtype == read["bf16"].dtype == np.float32
+    np.testing.assert_array_equal(read["f16"], VALUES.astype(np.float16).astype(np.float32))
+    np.testing.assert_array_equal(read["bf16"], (VALUES.view(np.uint32) & 0xFFFF0000).view(np.float32))
+
+
+def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path):
+    trace = tmp_path / "ran"
+    for module, name in (("os", "system"), ("builtins", "eval"), ("posix", "system"), ("torch", "load")):
+        pickled = b"\x80\x02" + f"c{module}\n{name}\n".encode() + plain((f"touch {trace}",)) + b"R."
+        message = message_of(read_state_dict, write(tmp_path / "bad.pt", pickled))
+        assert f"{module}.{name}" in message and "bad.pt" in message
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_truncated_file(tmp_path, share):
+    path = write(tmp_path / "a.pt", state(a=tensor("0", 24, (24,), (1,))), s0=VALUES)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    assert "a.pt is truncated" in message_of(read_state_dict, path)
+
+
+def test_flipped_bit(tmp_path):
+    path = write(tmp_path / "a.pt", state(a=tensor("0", 24, (24,), (1,))), s0=VALUES)
+    content = path.read_bytes()
+    at = content.index(VALUES.tobytes()) + 7
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    assert "damaged" in message_of(read_state_dict, path)
+
+
+@pytest.mark.parametrize(
+    ("pickled", "expected"),
+    [
+        (state(a=tensor("0", 30, (30,), (1,))), "96 bytes instead of 120"),
+        (state(a=tensor("0", 24, (5, 5), (5, 1))), "leaves its 24 stored values"),
+        (state(a=tensor("0", 24, (2,), (1,), offset=23)), "leaves its 24 stored values"),
+        (state(a=tensor("0", 24, (2,), (-1,), offset=3)), "leaves its 24 stored values"),
+        (state(a=tensor("0", 24, (10**9,), (0,))), "leaves its 24 stored values"),
+        (state(a=tensor("7", 24, (24,), (1,))), "net/data/7"),
+        (state(a=tensor("../data/0", 24, (24,), (1,))), "unknown storage record"),
+        (state(a=tensor("0", 24, (24,), (1,), storage="LongStorage")), "torch.LongStorage"),
+        (state(step=plain(3), a=tensor("0", 24, (24,), (1,))), "no plain state dict"),
+        (plain([1, 2]) + b".", "no plain state dict"),
+        (state(a=tensor("0", 24, (24,), (1,)))[:-20], "no readable PyTorch file"),
+        (b"\x80\x02K\x01.garbage", "no plain state dict"),
+        (b"\xff\xfe", "no readable PyTorch file"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_damaged_contents(tmp_path, pickled, expected):
+    assert expected in message_of(read_state_dict, write(tmp_path / "a.pt", pickled, s0=VALUES))
+
+
+def test_other_files(tmp_path):
+    assert "does not exist" in message_of(read_state_dict, tmp_path / "none.pt")
+    (tmp_path / "old.pt").write_bytes(pickle.dumps({"a": 1}))
+    assert "PyTorch 1.6" in message_of(read_state_dict, tmp_path / "old.pt")
+    with zipfile.ZipFile(tmp_path / "other.pt", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    assert "not one that torch.save wrote" in message_of(read_state_dict, tmp_path / "other.pt")
+
+
+@pytest.fixture(scope="module")
+def network():
+    """(model config, parameters) of a toy network that has every kind of layer."""
+    config = get_config()
+    config.data.image_size = 16
+    config.model.update(num_channels=8, channel_mult=(1, 2), attention_resolutions=(8,), num_heads=2, patch_size=1)
+    model = get_model(config, 2)
+    return config.model, init_params(model, 0, (16, 16, 2)), param_shapes(model, (16, 16, 2))
+
+
+def test_names_and_shapes_are_the_references(network):
+    _, params, _ = network
+    shapes = {name: value.shape for name, value in params_to_state_dict(params).items()}
+    expected = {
+        "time_embed.0.weight": (32, 8),
+        "time_embed.2.bias": (32,),
+        "input_blocks.0.0.weight": (8, 2, 3, 3),
+        "input_blocks.1.0.in_layers.0.weight": (8,),
+        "input_blocks.1.0.in_layers.2.weight": (8, 8, 3, 3),
+        "input_blocks.1.0.emb_layers.1.weight": (16, 32),
+        "input_blocks.1.0.out_layers.0.bias": (8,),
+        "input_blocks.1.0.out_layers.3.weight": (8, 8, 3, 3),
+        "input_blocks.2.0.in_layers.2.bias": (8,),
+        "input_blocks.3.0.skip_connection.weight": (16, 8, 1, 1),
+        "input_blocks.3.1.norm.bias": (16,),
+        "input_blocks.3.1.qkv.weight": (48, 16, 1),
+        "input_blocks.3.1.proj_out.weight": (16, 16, 1),
+        "middle_block.1.qkv.bias": (48,),
+        "output_blocks.1.2.in_layers.2.weight": (16, 16, 3, 3),
+        "output_blocks.3.0.skip_connection.bias": (8,),
+        "out.0.weight": (8,),
+        "out.2.weight": (2, 8, 3, 3),
+    }
+    assert {name: shapes.get(name) for name in expected} == expected
+    assert len(shapes) == len(jax.tree.leaves(params))
+
+
+def test_round_trip_is_exact(network):
+    config, params, template = network
+    back = state_dict_to_params(params_to_state_dict(params), config, template)
+    assert jax.tree.structure(back) == jax.tree.structure(params)
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+    assert all(leaf.dtype == np.float32 and leaf.flags.c_contiguous for leaf in jax.tree.leaves(back))
+
+
+def test_every_misfit_is_in_one_message(network):
+    config, params, template = network
+    state_dict = params_to_state_dict(params)
+    del state_dict["middle_block.1.norm.weight"], state_dict["out.2.bias"]
+    state_dict["label_emb.weight"] = np.zeros((10, 32), np.float32)
+    state_dict["out.2.weight"] = np.zeros((3, 8, 3, 3), np.float32)
+    message = message_of(state_dict_to_params, state_dict, config, template)
+    for part in (
+        "missing middle_block.1.norm.weight",
+        "missing out.2.bias",
+        "unexpected label_emb.weight",
+        "out.2.weight has shape (3, 8, 3, 3), the network's is (2, 8, 3, 3)",
+        "4 differences",
+        "model.num_channels=8",
+        "saved with num_channels=8",
+    ):
+        assert part in message
+
+
+def test_transposed_square_kernels_are_told_apart(network):
+    """A linear map's and a convolution's input and output must not be swapped: the values say so, shapes cannot."""
+    config, params, template = network
+    state_dict = params_to_state_dict(params)
+    mapped = state_dict_to_params(state_dict, config, template)
+    weight = state_dict["middle_block.0.in_layers.2.weight"]
+    np.testing.assert_array_equal(mapped["middle_block_0"]["in_conv"]["kernel"][2, 0, 5, 7], weight[7, 5, 2, 0])
+    weight = state_dict["time_embed.2.weight"]
+    np.testing.assert_array_equal(mapped["time_embed_2"]["kernel"][3, 4], weight[4, 3])

@@ -1,0 +1,149 @@
+"""Prints what a config's network costs before anything runs: parameters by layer, FLOPs, memory. Seconds at any size.
+
+  python tools/inspect_config.py --config=configs/brain64_msm.py
+  python tools/inspect_config.py --config=configs/brain64_msm.py --config.model.remat=True --batch_size=4
+
+Nothing is compiled or executed: shapes come from tracing, FLOPs from the traced program.
+"""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ["JAX_PLATFORMS"] = (
+    "cpu"  # the cost analysis of a traced program exists for this backend, and needs no device
+)
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+
+from infra import config_check
+from infra.errors import UserError
+from models.adm import level_sizes
+from models.init import param_shapes
+from models.registry import get_model
+from operators.transform import get_transform
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py or configs/NAME.py:VARIANT.")
+_BATCH = flags.DEFINE_integer("batch_size", 0, "Images per device; 0: the config's training.batch_size.", lower_bound=0)
+
+MIB = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Cost of a network.
+
+    Attributes:
+      shapes: (layer path, parameter name) -> shape.
+      gflop: floating-point operations of a forward pass of one image, in 10^9; a multiply-add counts as two.
+      saved_bytes: intermediate results that a backward pass of one image needs, before the compiler merges any: an
+        upper estimate of what a training step holds per image.
+    """
+
+    shapes: dict[tuple[str, str], tuple[int, ...]]
+    gflop: float
+    saved_bytes: int
+
+    @property
+    def num_params(self) -> int:
+        return sum(_size(shape) for shape in self.shapes.values())
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for n in shape:
+        size *= n
+    return size
+
+
+def _saved_bytes(model: nn.Module, params, image, time) -> int:
+    """Bytes that the backward pass keeps of the forward pass, each array counted once, parameters and input left out."""
+
+    def kept(params, image, time):
+        return jax.tree.leaves(jax.vjp(lambda p: model.apply({"params": p}, image, time), params)[1])
+
+    program = jax.make_jaxpr(kept)(params, image, time).jaxpr
+    results = {var for var in program.outvars if hasattr(var, "count")} - set(program.invars)
+    return sum(_size(var.aval.shape) * var.aval.dtype.itemsize for var in results)
+
+
+def summarize(config: ConfigDict) -> Summary:
+    """Traces the network of `config` on one image of `config.data.image_size`; raises UserError as `get_model` does."""
+    channels = get_transform(config).channels
+    shape = (config.data.image_size, config.data.image_size, channels)
+    model = get_model(config, channels)
+    params = param_shapes(model, shape)
+    image, time = jax.ShapeDtypeStruct((1, *shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
+    cost = jax.jit(lambda p, x, t: model.apply({"params": p}, x, t)).lower(params, image, time).cost_analysis()
+    flat = {("/".join(path[:-1]), path[-1]): leaf.shape for path, leaf in flatten_dict(params).items()}
+    return Summary(flat, cost["flops"] / 1e9, _saved_bytes(model, params, image, time))
+
+
+def report(config: ConfigDict, summary: Summary, batch_size: int) -> str:
+    """Formats the parameter table, the levels and the totals as text."""
+    layers: dict[str, dict[str, tuple[int, ...]]] = {}
+    for (layer, name), shape in summary.shapes.items():
+        layers.setdefault(layer, {})[name] = shape
+    width = max(map(len, layers))
+    lines = []
+    for layer, shapes in layers.items():
+        text = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in sorted(shapes.items(), reverse=True))
+        lines.append(f"{layer:{width}}  {sum(map(_size, shapes.values())):>12,}  {text}")
+    lines += ["", *_level_lines(config.model, config.data.image_size), "", *_total_lines(summary, batch_size)]
+    return "\n".join(lines)
+
+
+def _level_lines(model: ConfigDict, image_size: int) -> list[str]:
+    sizes = level_sizes(image_size, model.patch_size, len(model.channel_mult))
+    wanted = tuple(model.attention_resolutions)
+    lines = []
+    for size, mult in zip(sizes, model.channel_mult, strict=True):
+        attention = ", attention" if size in wanted else ""
+        lines.append(f"feature maps {size}x{size}: {model.num_channels * mult} channels{attention}")
+    unused = [str(size) for size in wanted if size not in sizes]
+    if unused:
+        lines.append(f"note: model.attention_resolutions {', '.join(unused)}: no feature map has this size, no effect")
+    return lines
+
+
+def _total_lines(summary: Summary, batch_size: int) -> list[str]:
+    params = summary.num_params * 4 / MIB
+    saved = summary.saved_bytes / MIB
+    return [
+        f"parameters          {summary.num_params:,} ({params:,.1f} MiB in float32)",
+        f"forward pass        {summary.gflop:,.2f} GFLOP per image",
+        f"training step       about {3 * batch_size * summary.gflop:,.1f} GFLOP for {batch_size} images (3 forward passes)",
+        f"training memory     {5 * params:,.0f} MiB (parameters, EMA, two Adam moments, gradients) + at most about "
+        f"{saved:,.1f} MiB per image saved for the backward pass = {5 * params + batch_size * saved:,.0f} MiB "
+        f"for {batch_size} images",
+    ]
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    config = _CONFIG.value
+    config_check.check(config)
+    print(report(config, summarize(config), _BATCH.value or config.training.batch_size))
+
+
+def run() -> None:
+    """Entry point: user errors end in one line and status 2."""
+    flags.mark_flag_as_required("config")
+    try:
+        app.run(main)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    run()
