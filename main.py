@@ -3,9 +3,10 @@
 import os
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
+from infra import command_line
 from infra.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -20,7 +21,7 @@ flags.DEFINE_string(
 flags.DEFINE_bool("debug", False, "Show the traceback of a mistake instead of one line.")
 
 
-def run(argv: list[str]) -> None:
+def run() -> None:
     import jax
 
     import run_lib
@@ -39,16 +40,16 @@ def run(argv: list[str]) -> None:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}: settings are given as --config.SECTION.SETTING=VALUE")
+    del argv
+    logging.set_verbosity(logging.WARNING)  # until the run's own log is set up: libraries chatter while they load
     try:
-        run(argv)
+        run()
     except UserError as error:
         if FLAGS.debug:
             raise
-        sys.exit(f"error: {error}")
+        command_line.fail(error)
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=command_line.parse)

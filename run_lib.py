@@ -182,14 +182,14 @@ def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, An
     with workdir.open_workdir(folder, config, "eval") as run:
         writers.setup_logging(run.root, "eval")
         runners = {name: sharding.data_parallel_solve(s.solve, experiment.mesh) for name, s in solvers.items()}
-        rounds = []
+        rounds, compiled = [], {}
         with Progress(len(batches), 0, "eval", unit="round") as progress:
             for index, example in enumerate(batches):
                 path = run.path(f"{settings.folder}/rounds/round_{index:04d}.npz")
                 stamp = _stamp(config, step, info)
                 arrays = _read_round(path, stamp)
                 if arrays is None:
-                    arrays = _solve_round(experiment, solvers, runners, params, example, first=not rounds)
+                    arrays = _solve_round(experiment, solvers, runners, compiled, params, example)
                     if jax.process_index() == 0:
                         atomic_write_npz(path, **arrays, stamp=np.array(stamp))
                 rounds.append(arrays)
@@ -221,8 +221,8 @@ def _read_round(path, stamp: str) -> dict[str, np.ndarray] | None:
         return {name: stored[name] for name in stored.files if name != "stamp"}
 
 
-def _solve_round(experiment, solvers: dict[str, Solver], runners, params, example, first: bool) -> dict[str, np.ndarray]:
-    """Runs every solver on one batch; the first round runs each twice, so that seconds hold no compilation."""
+def _solve_round(experiment: Experiment, solvers: dict[str, Solver], runners, compiled, params, example) -> dict[str, np.ndarray]:
+    """Runs every solver on one batch. The first call fills `compiled`, so that seconds hold no compilation."""
     key = sharding.replicate(jax.random.key(experiment.config.seed), experiment.mesh)
     measurement = sharding.shard_batch(example.measurement, experiment.mesh)
     batch_size = example.measurement.example_id.shape[0]
@@ -232,10 +232,12 @@ def _solve_round(experiment, solvers: dict[str, Solver], runners, params, exampl
         "mask": example.measurement.mask,
     }
     for name, solver in solvers.items():
-        for _ in range(2 if first else 1):
-            begin = time.monotonic()
-            samples = np.asarray(_gather(runners[name](key, params, measurement, dict(solver.hyper))))
-            seconds = (time.monotonic() - begin) / batch_size
+        arguments = (key, params, measurement, dict(solver.hyper))
+        if name not in compiled:
+            compiled[name] = runners[name].lower(*arguments).compile()
+        begin = time.monotonic()
+        samples = _gather(compiled[name](*arguments))
+        seconds = (time.monotonic() - begin) / batch_size
         mean, std = evaluation.summarize_samples(samples)
         arrays[f"{name}/mean"] = mean
         arrays[f"{name}/seconds"] = np.full(batch_size, seconds, np.float32)

@@ -8,6 +8,7 @@ with f the fresh part of the noise: 'ddim' f = eta sigma' sqrt(1 - sigma'^2/sigm
 sampling), 'renoise' f = eta sigma' (the published posterior solver).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
@@ -32,11 +33,13 @@ class SamplerSettings:
     reinject: bool = False
     weight: str = "count"
     step: str = "ddim"
+    start_sigma: float = math.inf
 
 
 def get_settings(section) -> SamplerSettings:
     """Reads the static switches from `config.sampling` or `config.solver`."""
-    return SamplerSettings(**{field.name: section[field.name] for field in fields(SamplerSettings)})
+    names = [field.name for field in fields(SamplerSettings) if field.name in section]
+    return SamplerSettings(**{name: section[name] for name in names})
 
 
 @flax.struct.dataclass
@@ -69,7 +72,7 @@ def get_sampler(
     correct: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     project: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Callable:
-    """Returns sample(keys, maps, shape, eta) -> z of the last estimate, (B, ...) with `shape` = (B, ...).
+    """Returns sample(keys, maps, start, eta) -> z of the last estimate, shape of `start`.
 
     Args:
       settings: static switches.
@@ -80,11 +83,12 @@ def get_sampler(
       correct: optional data consistency, correct(s0, mask) -> s0, applied to every partial estimate.
       project: optional data consistency, project(zhat, sigma) -> zhat, applied to the aggregated estimate of a level.
 
-    `sample`: keys (B,) one per example; eta a traced float. Memory does not grow with the number of levels, network calls
-    are num_levels * w.
+    `sample`: keys (B,) one per example; start (B, ...) the measurement that the first level's noise is added to, 0 to
+    sample from pure noise; eta a traced float. Memory does not grow with the number of levels, network calls are
+    num_levels * w.
     """
     w = settings.w
-    times = schedule.grid(settings.num_levels)
+    times = schedule.grid(settings.num_levels, settings.start_sigma)
     with jax.ensure_compile_time_eval():  # the levels are static, also where this is called while tracing
         sigmas = [float(v) for v in schedule.sigma(jnp.asarray(times))]
     levels = {
@@ -140,7 +144,7 @@ def get_sampler(
         count = jnp.sum(drawn, axis=0)
         return jnp.where(count > 0, total / jnp.maximum(count, 1), zhat)
 
-    def sample(keys, maps, shape, eta):
+    def sample(keys, maps, start, eta):
         mask_keys, noise_keys = (jax.vmap(lambda k, n=n: jax.random.fold_in(k, n))(keys) for n in range(2))
 
         def level_step(carry, level):
@@ -158,9 +162,9 @@ def get_sampler(
             u = reverse_step(zhat, eps, xi, level["next"], fresh)
             return _Carry(u, zhat, covered), None
 
-        u = sigmas[0] * noise(noise_keys, 0, shape)
-        covered = jnp.zeros((shape[0], *probability.shape), bool)
-        final, _ = jax.lax.scan(level_step, _Carry(u, jnp.zeros_like(u), covered), levels)
+        u = start + sigmas[0] * noise(noise_keys, 0, start.shape)
+        covered = jnp.zeros((start.shape[0], *probability.shape), bool)
+        final, _ = jax.lax.scan(level_step, _Carry(u, start, covered), levels)
         return final.zhat
 
     return sample
@@ -180,6 +184,7 @@ def get_sampling_fn(config, schedule, transform, denoise) -> Callable:
             return denoise(params, s_t, mask, maps, t)
 
         run = get_sampler(settings, schedule, transform, masks, bound)
-        return transform.adjoint(run(example_keys(key, example_id), maps, shape, sampling.eta), maps)
+        start = jnp.zeros(shape, transform.dtype)
+        return transform.adjoint(run(example_keys(key, example_id), maps, start, sampling.eta), maps)
 
     return sample

@@ -4,6 +4,7 @@ Every schedule writes a noisy measurement as `s_t = alpha(t) (s + sigma(t) n)` w
 the units of the data (sqrt((1-abar)/abar) for a variance-preserving table), so samplers and losses are the same for all.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,11 @@ from registry import Registry
 
 class Schedule(Protocol):
     """Level t (B,) float32 -> signal scale, noise level, and what the network is told."""
+
+    @property
+    def sigma_max(self) -> float:
+        """The largest noise level."""
+        ...
 
     def alpha(self, t: jax.Array) -> jax.Array:
         """Signal scale, (B,)."""
@@ -39,8 +45,8 @@ class Schedule(Protocol):
         """One training level, ()."""
         ...
 
-    def grid(self, num_levels: int) -> np.ndarray:
-        """(num_levels,) descending levels from pure noise to the least noise."""
+    def grid(self, num_levels: int, start_sigma: float = math.inf) -> np.ndarray:
+        """(num_levels,) descending levels from the most noise, at most `start_sigma`, to the least."""
         ...
 
 
@@ -68,6 +74,10 @@ class DDPM:
         abar = np.cumprod(1.0 - np.linspace(1e-4, 0.02, self.num_timesteps))
         return (0.5 * np.log((1.0 - abar) / abar)).astype(np.float32)
 
+    @property
+    def sigma_max(self) -> float:
+        return float(np.exp(self.log_sigma[-1]))
+
     def alpha(self, t):
         return 1.0 / jnp.sqrt(1.0 + self.sigma(t) ** 2)  # abar = 1 / (1 + sigma^2)
 
@@ -83,8 +93,9 @@ class DDPM:
     def sample(self, key):
         return self.stride * jax.random.randint(key, (), 0, self.num_timesteps // self.stride).astype(jnp.float32)
 
-    def grid(self, num_levels):
+    def grid(self, num_levels, start_sigma=math.inf):
         levels = np.arange(0, self.num_timesteps, self.stride, dtype=np.float32)
+        levels = levels[: max(1, np.searchsorted(self.log_sigma[:: self.stride], np.log(start_sigma), "right"))]
         picks = np.round(np.linspace(0, len(levels) - 1, min(num_levels, len(levels)))).astype(int)
         return levels[picks][::-1].copy()
 
@@ -121,9 +132,9 @@ class EDM:
         t = self.log_sigma_mean + self.log_sigma_std * jax.random.normal(key)
         return jnp.clip(t, np.log(self.sigma_min), np.log(self.sigma_max))
 
-    def grid(self, num_levels):
+    def grid(self, num_levels, start_sigma=math.inf):
         ramp = np.linspace(0.0, 1.0, num_levels)
-        high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+        high, low = min(self.sigma_max, start_sigma) ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
         return (self.rho * np.log(high + ramp * (low - high))).astype(np.float32)
 
 

@@ -91,6 +91,7 @@ def get_config() -> ConfigDict:
     solver.mask_order = "iid"
     solver.reinject = False
     solver.weight = "count"
+    solver.start_sigma = 1000.0  # noise level to start from; below the schedule's largest: warm start from CG-SENSE
     solver.step = "renoise"  # renoise (published solver) | ddim
     solver.consistency = "least_squares"  # least_squares | entries (as published), see solvers/msm.py
     solver.cg_steps = 10  # of least_squares

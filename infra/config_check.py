@@ -88,6 +88,7 @@ SETTINGS: dict[str, Rule] = {
     **{f"sampling.{key}": rule for key, rule in SAMPLER.items()},
     "sampling.num_images": integer(1),
     **{f"solver.{key}": rule for key, rule in SAMPLER.items()},
+    "solver.start_sigma": number(above=0),
     "solver.consistency": choice("entries", "least_squares"),
     "solver.cg_steps": integer(1),
     "solver.gamma": number(0),

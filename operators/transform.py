@@ -1,7 +1,7 @@
 """The full measurement z = T x of an image, its adjoint, and how both become real network channels."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,12 @@ class Transform(Protocol):
     """T and what belongs to it. Images x and measurements z have a leading batch axis.
 
     Attributes:
+      dtype: of x and z.
       real_scalars: real numbers per entry of z (2 if complex, 1 if real).
       channels: real channels of an image inside the network.
     """
 
+    dtype: Any
     real_scalars: int
     channels: int
 
@@ -68,6 +70,7 @@ def normal(transform: Transform, x: jax.Array, mask: Array, maps: Array | None) 
 class Identity:
     """T = I: x = z, images (B,H,W,3) float32."""
 
+    dtype = jnp.float32
     real_scalars = 1
     channels = 3
 
@@ -99,6 +102,7 @@ class MultiCoilFourier:
     With maps normalised to sum_c |C_c|^2 = 1 on their support, T^H T is the identity there and |T| <= 1.
     """
 
+    dtype = jnp.complex64
     real_scalars = 2
     channels = 2
 

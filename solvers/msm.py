@@ -22,6 +22,7 @@ from operators.transform import normal
 from sampling import get_sampler, get_settings
 from solvers.registry import SOLVERS, Solver
 
+START_RIDGE = 0.003  # of the CG-SENSE image that a warm start begins from
 MIN_DAMPING = 1e-6  # keeps noiseless problems with a null space solvable in float32
 
 
@@ -38,6 +39,7 @@ def get_msm_solver(config, experiment) -> Solver:
             return None if a is None else jnp.broadcast_to(a, (num_samples, *a.shape)).reshape(-1, *a.shape[1:])
 
         y, acquired, maps = repeat(measurement.y), repeat(measurement.mask), repeat(measurement.maps)
+        noise_std = repeat(measurement.noise_std)
         keys = example_keys(key, measurement.example_id)
         keys = jax.vmap(lambda k: jax.vmap(lambda i: jax.random.fold_in(i, k))(keys))(jnp.arange(num_samples))
 
@@ -50,21 +52,29 @@ def get_msm_solver(config, experiment) -> Solver:
             known = jnp.tile(acquired, (copies, *[1] * (acquired.ndim - 1))) & mask
             return s0 - hyper["gamma"] * jnp.where(known, s0 - jnp.tile(y, (copies, *[1] * (y.ndim - 1))), 0)
 
-        def least_squares(zhat, sigma):
-            x0 = transform.adjoint(zhat, maps)
-            r2 = 1.0 / (sigma**-2 + config.denoiser.sigma_data**-2)
-            mu = per_example(jnp.maximum(repeat(measurement.noise_std) ** 2 / r2, MIN_DAMPING), x0)
+        def closer_to_data(x0, mu):
+            """The image nearest to x0 that explains y, (T^H M_y T + mu)^-1 (T^H M_y y + mu x0)."""
+            mu = per_example(jnp.maximum(mu, MIN_DAMPING), x0)
             residual = transform.adjoint(jnp.where(acquired, y - transform.forward(x0, maps), 0), maps)
             step = conjugate_gradient(
                 lambda x: normal(transform, x, acquired, maps) + mu * x, residual, config.solver.cg_steps
             )
-            return transform.forward(x0 + hyper["gamma"] * step, maps)
+            return x0 + hyper["gamma"] * step
+
+        def least_squares(zhat, sigma):
+            variance = 1.0 / (sigma**-2 + config.denoiser.sigma_data**-2)
+            return transform.forward(closer_to_data(transform.adjoint(zhat, maps), noise_std**2 / variance), maps)
+
+        start = jnp.zeros(y.shape, transform.dtype)
+        if settings.start_sigma < experiment.schedule.sigma_max:
+            nothing = jnp.zeros(transform.image_shape(y.shape), transform.dtype)
+            start = transform.forward(closer_to_data(nothing, START_RIDGE * jnp.ones_like(noise_std)), maps)
 
         consistency = {"entries": {"correct": entries}, "least_squares": {"project": least_squares}}
         run = get_sampler(
             settings, experiment.schedule, transform, masks, denoise, **consistency[config.solver.consistency]
         )
-        z = run(keys.reshape(-1), maps, y.shape, hyper["eta"])
+        z = run(keys.reshape(-1), maps, start, hyper["eta"])
         x = transform.adjoint(z, maps)
         return x.reshape(num_samples, -1, *x.shape[1:])
 

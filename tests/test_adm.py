@@ -159,7 +159,7 @@ def test_remat_gives_the_same_gradients():
 
 
 def test_patch_size_is_space_to_depth_around_the_network(toy):
-    """patch_size 2 on 2 channels equals patch_size 1 on the 8 channels of the stacked image, with the same parameters."""
+    """patch_size 2 on 2 channels equals patch_size 1 on the 8 channels of the stacked image, same parameters."""
     stacked_config = toy_config()
     patched_config = toy_config(patch_size=2)
     patched_config.data.image_size = 32

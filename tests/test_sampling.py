@@ -36,9 +36,10 @@ def solver_config(**changes):
 
 SWITCHES = [
     {"mask_keep": 1.0},
-    {"mask_keep": 0.0, "w": 3},
+    {"mask_keep": 1.0, "start_sigma": 1.0},
+    {"mask_keep": 0.0, "w": 3, "consistency": "entries"},
     {"mask_keep": 0.0, "w": 3, "mask_order": "complement"},
-    {"mask_keep": 0.5, "w": 2, "reinject": True},
+    {"mask_keep": 0.5, "w": 2, "reinject": True, "consistency": "entries"},
     {"mask_keep": 0.5, "w": 2, "step": "ddim"},
     {"mask_keep": 0.5, "w": 2, "weight": "population"},
 ]
@@ -59,7 +60,7 @@ def test_result_of_a_scan_does_not_depend_on_its_batch_mates(changes):
     np.testing.assert_allclose(swapped[:, ::-1], together, atol=2e-4)
 
 
-@pytest.mark.parametrize("changes", SWITCHES[:5], ids=str)
+@pytest.mark.parametrize("changes", SWITCHES[:6], ids=str)
 def test_full_noiseless_data_return_the_exact_image_whatever_the_network_says(changes):
     config = solver_config(**changes)
     config.solver.num_levels = 12  # enough draws that every line is covered
@@ -101,11 +102,8 @@ def test_sampler_variance_follows_the_linear_recursion(step, keep, w):
     schedule, transform = get_schedule(config), get_transform(config)
     masks, variance, levels, eta = get_masks(config, density=keep), 0.5, 10, 0.7
     settings = SamplerSettings(num_levels=levels, w=w, step=step, mask_order="iid")
-    sample = jax.jit(
-        get_sampler(settings, schedule, transform, masks, gaussian_denoiser(variance, schedule)),
-        static_argnums=2,
-    )
-    z = sample(example_keys(jax.random.key(0), jnp.arange(64)), None, (64, 2, SIZE, SIZE), eta)
+    sample = jax.jit(get_sampler(settings, schedule, transform, masks, gaussian_denoiser(variance, schedule)))
+    z = sample(example_keys(jax.random.key(0), jnp.arange(64)), None, jnp.zeros((64, 2, SIZE, SIZE), jnp.complex64), eta)
     acs = np.asarray(masks.inclusion_probability()).reshape(-1) >= 1  # drawn at every level: no entry is left behind
     sigma = np.asarray(schedule.sigma(jnp.asarray(schedule.grid(levels))), np.float64)
     v = sigma[0] ** 2
@@ -139,7 +137,7 @@ def test_uncovered_entries_keep_the_last_estimate():
     schedule, transform = get_schedule(config), get_transform(config)
     settings = SamplerSettings(num_levels=1, w=1)
     sample = get_sampler(settings, schedule, transform, get_masks(config), gaussian_denoiser(0.5, schedule))
-    z = np.asarray(sample(example_keys(jax.random.key(0), jnp.arange(3)), None, (3, 2, SIZE, SIZE), 1.0))
+    z = np.asarray(sample(example_keys(jax.random.key(0), jnp.arange(3)), None, jnp.zeros((3, 2, SIZE, SIZE), jnp.complex64), 1.0))
     empty = (z == 0).all((1, 2))
     assert empty.any() and not empty.all() and (z != 0)[:, :, :, ~empty.all(0)].any()
 
@@ -184,4 +182,4 @@ def test_generation_draws_images_that_depend_on_id_alone():
 def test_settings_have_no_silent_default():
     names = {field.name for field in dataclasses.fields(SamplerSettings)}
     config = get_config()
-    assert names <= set(config.sampling) and names <= set(config.solver)
+    assert names <= set(config.solver) and names - {"start_sigma"} <= set(config.sampling)

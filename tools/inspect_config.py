@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
+from jax.extend.core import Literal
 
 from infra import config_check
 from infra.errors import UserError
@@ -65,13 +66,13 @@ def _size(shape: tuple[int, ...]) -> int:
 
 
 def _saved_bytes(model: nn.Module, params, image, time) -> int:
-    """Bytes that the backward pass keeps of the forward pass, each array counted once, parameters and input left out."""
+    """Bytes that the backward pass keeps of the forward pass; every array once, without parameters and input."""
 
     def kept(params, image, time):
         return jax.tree.leaves(jax.vjp(lambda p: model.apply({"params": p}, image, time), params)[1])
 
     program = jax.make_jaxpr(kept)(params, image, time).jaxpr
-    results = {var for var in program.outvars if hasattr(var, "count")} - set(program.invars)
+    results = {var for var in program.outvars if not isinstance(var, Literal)} - set(program.invars)
     return sum(_size(var.aval.shape) * var.aval.dtype.itemsize for var in results)
 
 
@@ -117,13 +118,14 @@ def _level_lines(model: ConfigDict, image_size: int) -> list[str]:
 def _total_lines(summary: Summary, batch_size: int) -> list[str]:
     params = summary.num_params * 4 / MIB
     saved = summary.saved_bytes / MIB
+    step = 3 * batch_size * summary.gflop
+    total = 5 * params + batch_size * saved
     return [
-        f"parameters          {summary.num_params:,} ({params:,.1f} MiB in float32)",
-        f"forward pass        {summary.gflop:,.2f} GFLOP per image",
-        f"training step       about {3 * batch_size * summary.gflop:,.1f} GFLOP for {batch_size} images (3 forward passes)",
-        f"training memory     {5 * params:,.0f} MiB (parameters, EMA, two Adam moments, gradients) + at most about "
-        f"{saved:,.1f} MiB per image saved for the backward pass = {5 * params + batch_size * saved:,.0f} MiB "
-        f"for {batch_size} images",
+        f"parameters       {summary.num_params:,} ({params:,.1f} MiB in float32)",
+        f"forward pass     {summary.gflop:,.2f} GFLOP per image",
+        f"training step    {step:,.1f} GFLOP for {batch_size} images (three forward passes)",
+        f"training memory  at most about {total:,.0f} MiB for {batch_size} images: {5 * params:,.0f} for parameters, EMA, "
+        f"two Adam moments and gradients, {saved:,.1f} per image for the backward pass",
     ]
 
 

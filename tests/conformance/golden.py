@@ -44,7 +44,8 @@ def load_network(path: Path):
       (params, apply, network): apply(params, images (B,H,W,C), time (B,)) -> (B,H,W,C); network is the stored config.
     """
     network = json.loads(str(np.load(path)["config"]))
-    model = get_model(reference_config(network, "identity"), network["in_channels"])
+    config = reference_config(network, "identity")
+    model = get_model(config, network["in_channels"])
     template = param_shapes(model, (network["image_size"], network["image_size"], network["in_channels"]))
-    params = state_dict_to_params(read_state_dict(path.with_suffix(".pt")), template)
+    params = state_dict_to_params(read_state_dict(path.with_suffix(".pt")), config.model, template)
     return params, lambda p, x, t: model.apply({"params": p}, x, t), network

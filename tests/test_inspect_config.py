@@ -1,0 +1,44 @@
+"""tools/inspect_config.py counts what is there, and its estimates follow the settings."""
+
+import numpy as np
+import pytest
+
+from configs import brain64_msm
+from tools.inspect_config import report, summarize
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = brain64_msm.get_config()
+    config.data.image_size = 16
+    config.model.update(num_channels=8, channel_mult=(1, 2), attention_resolutions=(8, 99), num_heads=2, patch_size=1)
+    return config
+
+
+def test_counts_flops_and_report(config):
+    summary = summarize(config)
+    kernels = {layer: shape for (layer, name), shape in summary.shapes.items() if name == "kernel"}
+    sizes = {"input_blocks_0_0": 256, "input_blocks_1_0/in_conv": 256, "input_blocks_2_0/in_conv": 64, "out_conv": 256}
+    # Convolutions of known places are a part of the total, and a pass costs no more than all kernels at full size.
+    part = sum(2 * pixels * np.prod(kernels[layer]) for layer, pixels in sizes.items())
+    most = 2.5 * 256 * summary.num_params
+    assert part < summary.gflop * 1e9 < most
+
+    text = report(config, summary, batch_size=4)
+    assert f"{summary.num_params:,} (" in text
+    assert f"{12 * summary.gflop:,.1f} GFLOP for 4 images" in text
+    assert "kernel 3x3x8x8, bias 8" in text
+    assert "feature maps 8x8: 16 channels, attention" in text
+    assert "model.attention_resolutions 99: no feature map has this size" in text
+
+
+def test_memory_follows_size_and_remat(config):
+    small = summarize(config)
+    assert small.saved_bytes > 20 * 16 * 16 * 8 * 4, "at least one feature map per normalisation and convolution"
+    larger = brain64_msm.get_config()
+    larger.update(config)
+    larger.data.image_size = 32
+    larger.model.attention_resolutions = (16,)
+    assert 3.5 < summarize(larger).saved_bytes / small.saved_bytes < 7
+    config.model.remat = True
+    assert summarize(config).saved_bytes < 0.6 * small.saved_bytes
