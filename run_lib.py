@@ -126,9 +126,11 @@ def _train_loop(experiment: Experiment, run, data, metrics, saved) -> None:
             last = step == training.num_steps
             if step % block_every == 0:
                 jax.block_until_ready(results)
-            if step % training.log_every == 0 or last:
+            logged = step % training.log_every == 0 or last
+            if logged or saved.due(step, last):  # a checkpoint that is not finite could never be resumed from
                 values = {name: float(value) for name, value in results.items()}
                 _check_finite(values, step)
+            if logged:
                 metrics.write(step, values)
                 progress.update(step, **values)
             saved.save(step, state, data, {"step": step}, last=last)

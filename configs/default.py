@@ -94,7 +94,7 @@ def get_config() -> ConfigDict:
     solver.start_sigma = 1000.0  # noise level to start from; below the schedule's largest: warm start from CG-SENSE
     solver.step = "renoise"  # renoise (published solver) | ddim
     solver.consistency = "least_squares"  # least_squares | entries (as published), see solvers/msm.py
-    solver.cg_steps = 10  # of least_squares
+    solver.cg_steps = 20  # of least_squares where masks are not whole columns; those are solved exactly
     solver.gamma = 1.0  # data-consistency step; 1 replaces acquired entries by their measured values
     solver.eta = 0.85
 

@@ -15,10 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from losses import example_keys
-from models.denoiser import per_example
-from operators.conjugate_gradient import conjugate_gradient
+from operators.inverse import get_damped_inverse
 from operators.masks import get_masks
-from operators.transform import normal
 from sampling import get_sampler, get_settings
 from solvers.registry import SOLVERS, Solver
 
@@ -52,14 +50,12 @@ def get_msm_solver(config, experiment) -> Solver:
             known = jnp.tile(acquired, (copies, *[1] * (acquired.ndim - 1))) & mask
             return s0 - hyper["gamma"] * jnp.where(known, s0 - jnp.tile(y, (copies, *[1] * (y.ndim - 1))), 0)
 
+        invert = get_damped_inverse(transform, measurement.mask, measurement.maps, config.solver.cg_steps)
+
         def closer_to_data(x0, mu):
             """The image nearest to x0 that explains y, (T^H M_y T + mu)^-1 (T^H M_y y + mu x0)."""
-            mu = per_example(jnp.maximum(mu, MIN_DAMPING), x0)
             residual = transform.adjoint(jnp.where(acquired, y - transform.forward(x0, maps), 0), maps)
-            step = conjugate_gradient(
-                lambda x: normal(transform, x, acquired, maps) + mu * x, residual, config.solver.cg_steps
-            )
-            return x0 + hyper["gamma"] * step
+            return x0 + hyper["gamma"] * invert(residual, jnp.maximum(mu, MIN_DAMPING))
 
         def least_squares(zhat, sigma):
             variance = 1.0 / (sigma**-2 + config.denoiser.sigma_data**-2)

@@ -1,0 +1,78 @@
+"""Training never sees a clean image: it gives the same bits without any, and its code has no way to one."""
+
+import ast
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import datasets
+import run_lib
+from operators.measurement import Measurement
+from tests.checks import message_of
+from tests.small_runs import assert_same_run, quick_compilation, small_config
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAINING_CODE = [
+    *(ROOT / name for name in ("losses.py", "sampling.py", "sde_lib.py")),
+    *(path for folder in ("models", "operators", "solvers") for path in sorted((ROOT / folder).glob("*.py"))),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler(tmp_path_factory):
+    with quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_store, tmp_path_factory):
+    """The workdir of a run on a store with its references."""
+    folder = tmp_path_factory.mktemp("firewall") / "run"
+    run_lib.train(small_config(tiny_store), str(folder))
+    return folder
+
+
+def test_references_that_are_nan_change_no_bit_of_training(tiny_store, nan_reference_store, trained, tmp_path):
+    config = small_config(nan_reference_store)
+    assert np.isnan(datasets.open_references(config, "test")[0]).all()
+    assert np.isfinite(datasets.open_references(small_config(tiny_store), "test")[0]).all()
+    run_lib.train(config, str(tmp_path))
+    assert_same_run(config, trained, tmp_path)
+    pictures = [(folder / "samples" / "step_0000004.png").read_bytes() for folder in (trained, tmp_path)]
+    assert pictures[0] == pictures[1]
+
+
+def test_training_needs_no_references_and_evaluation_says_that_it_does(tiny_store, trained, tmp_path):
+    store, folder = tmp_path / "store", tmp_path / "run"
+    shutil.copytree(tiny_store, store, ignore=shutil.ignore_patterns("references"))
+    config = small_config(store)
+    run_lib.train(config, str(folder))
+    assert_same_run(config, trained, folder)
+    message = message_of(run_lib.evaluate, config, str(folder))
+    assert f"{store / 'references'}" in message and "is missing; make the store again" in message
+    assert not (folder / "eval").exists()
+
+
+def test_a_measurement_has_no_clean_image():
+    fields = {field.name for field in dataclasses.fields(Measurement)}
+    assert fields == {"y", "mask", "maps", "noise_std", "example_id"}
+
+
+@pytest.mark.parametrize("path", TRAINING_CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_code_that_training_runs_has_no_way_to_a_reference(path):
+    """No `.reference`, no `["reference"]`, none of the functions that open references, no module that uses them."""
+    forbidden = {"reference", "EvalExample", "References", "open_references", "eval_batches", "datasets", "evaluation"}
+    tree = ast.parse(path.read_text())
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    used |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    used |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            used |= {alias.name for alias in node.names} | {getattr(node, "module", None) or ""}
+    if path.name == "measurement.py":  # where the type is defined, whose field is an annotation
+        forbidden = forbidden - {"reference"}
+        assert "reference" not in {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not forbidden & used

@@ -1,0 +1,170 @@
+"""Training, evaluation and sampling as loops: exact resume, rounds that are not repeated, and a stop at NaN."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from skimage.io import imread
+
+import run_lib
+from infra.errors import UserError
+from tests.checks import hashes, message_of
+from tests.small_runs import assert_same_run, quick_compilation, saved_state, small_config
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler(tmp_path_factory):
+    with quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_store, tmp_path_factory):
+    """The workdir of a run that was never interrupted; do not train in it."""
+    folder = tmp_path_factory.mktemp("runs") / "straight"
+    run_lib.train(small_config(tiny_store), str(folder))
+    return folder
+
+
+@pytest.fixture
+def config(tiny_store):
+    return small_config(tiny_store)
+
+
+def test_a_killed_run_resumes_bit_for_bit(config, trained, tmp_path, monkeypatch):
+    """The process dies in step 4, a step after the last checkpoint: step 3 is done again, and recorded once."""
+    config.training.resume_every = 2
+    shard_batch, batches = run_lib.sharding.shard_batch, []
+
+    def die_at_the_fourth(tree, mesh):
+        batches.append(tree.example_id)
+        if len(batches) == 4:
+            raise Killed
+        return shard_batch(tree, mesh)
+
+    monkeypatch.setattr(run_lib.sharding, "shard_batch", die_at_the_fourth)
+    with pytest.raises(Killed):
+        run_lib.train(config, str(tmp_path))
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
+    assert saved_state(config, tmp_path)[".step"] == 2
+    monkeypatch.setattr(run_lib.sharding, "shard_batch", shard_batch)
+    run_lib.train(config, str(tmp_path))
+    assert saved_state(config, tmp_path)[".step"] == 4
+    assert_same_run(config, trained, tmp_path)
+
+
+def test_a_run_records_every_step_and_moves_its_parameters(config, trained):
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all(np.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in lines)
+    state = saved_state(config, trained)
+    initial = run_lib.init_params(run_lib.build(config).model, config.seed, (32, 32, 2))
+    for path, before in jax.tree_util.tree_flatten_with_path(initial)[0]:
+        after = state[f".params{jax.tree_util.keystr(path)}"]
+        assert np.isfinite(after).all() and after.shape == before.shape
+    moved = [name for name, value in state.items() if name.startswith(".params") and np.any(value)]
+    assert any(not np.array_equal(state[name], state[name.replace(".params", ".ema_params")]) for name in moved)
+
+
+def test_a_finished_run_is_left_alone(config, trained):
+    def results():
+        told = ("train.log", "manifest.json", ".lock-train")
+        found = hashes(trained)
+        return {name: found[name] for name in found if name not in told and not name.startswith("tensorboard")}
+
+    before = results()
+    run_lib.train(config, str(trained))
+    assert results() == before
+    assert "nothing to do: step 4 of 4 is reached" in (trained / "train.log").read_text()
+
+
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_training_stops_at_the_first_loss_that_is_not_finite(config, tmp_path, monkeypatch, log_every):
+    """Also where the step is not logged but a checkpoint is due: one that is not finite is never written."""
+    config.training.log_every = log_every
+    init_params = run_lib.init_params
+    broken = lambda *args: jax.tree.map(lambda a: a * np.float32(np.nan), init_params(*args))  # noqa: E731
+    monkeypatch.setattr(run_lib, "init_params", broken)
+    message = message_of(run_lib.train, config, str(tmp_path))
+    assert message.startswith("loss is nan at step 1: lower optim.learning_rate")
+    steps = [path for path in tmp_path.glob("checkpoints*/*") if path.name.isdecimal()]
+    assert not steps and not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny_store, trained):
+    """(workdir, summary) of a first evaluation: six scans in rounds of four, the second filled up."""
+    return trained, run_lib.evaluate(small_config(tiny_store), str(trained), "python main.py")
+
+
+def count_rounds(monkeypatch, limit=100):
+    """Returns a list that grows with every round that is computed; the one after `limit` raises Killed."""
+    solve_round, computed = run_lib._solve_round, []
+
+    def counted(*args, **kwargs):
+        if len(computed) == limit:
+            raise Killed
+        computed.append(1)
+        return solve_round(*args, **kwargs)
+
+    monkeypatch.setattr(run_lib, "_solve_round", counted)
+    return computed
+
+
+def test_evaluation_reports_every_scan_once(evaluated):
+    folder, summary = evaluated
+    assert summary["run"]["slices"] == 6 and summary["run"]["training step"] == 4
+    assert set(summary["solvers"]) == {"zero_filled", "msm"} and summary["primary"] == "msm"
+    assert summary["solvers"]["msm"]["nfe"] == 3 and summary["solvers"]["msm"]["num_samples"] == 2
+    ids = np.concatenate([np.load(path)["example_id"] for path in sorted(folder.glob("eval/rounds/*.npz"))])
+    assert len(ids) == 8 and list(ids[6:]) == [-1, -1] and len(set(ids[:6])) == 6
+
+
+def test_finished_rounds_are_not_computed_again(config, evaluated, monkeypatch):
+    folder, summary = evaluated
+    rounds = hashes(folder / "eval" / "rounds")
+    count_rounds(monkeypatch, limit=0)
+    again = run_lib.evaluate(config, str(folder), "python main.py")
+    assert again == summary and hashes(folder / "eval" / "rounds") == rounds
+
+
+def test_a_missing_round_is_computed_alone_with_the_same_result(config, evaluated, monkeypatch):
+    folder, summary = evaluated
+    (folder / "eval" / "rounds" / "round_0001.npz").unlink()
+    computed = count_rounds(monkeypatch)
+    again = run_lib.evaluate(config, str(folder))
+    assert len(computed) == 1
+    for solver, entry in summary["solvers"].items():
+        assert again["solvers"][solver]["psnr"] == entry["psnr"]
+
+
+@pytest.mark.parametrize("change", ["seed", "solver.num_levels", "eval.num_samples"])
+def test_rounds_of_other_settings_are_computed_again(config, evaluated, monkeypatch, change):
+    folder, _ = evaluated
+    config.update_from_flattened_dict({change: 7})
+    count_rounds(monkeypatch, limit=0)
+    with pytest.raises(Killed):
+        run_lib.evaluate(config, str(folder))
+
+
+def test_sampling_writes_images_and_a_picture(config, trained):
+    config.sampling.num_images = 6
+    run_lib.sample(config, str(trained))
+    with np.load(trained / "samples" / "generated_step_0000004.npz") as stored:
+        images, step = stored["images"], stored["step"]
+    assert images.shape == (6, 32, 32) and images.dtype == np.complex64 and step == 4
+    assert np.isfinite(images).all() and len({image.tobytes() for image in images}) == 6
+    assert imread(trained / "samples" / "generated_step_0000004.png").ndim == 3
+
+
+def test_a_solver_that_does_not_exist_is_refused_before_anything_is_written(config, trained):
+    config.eval.solvers = ("zero_filled", "mms")
+    config.eval.folder = "other"
+    with pytest.raises(UserError, match="unknown solver 'mms'; did you mean 'msm'"):
+        run_lib.evaluate(config, str(trained))
+    assert not (trained / "other").exists()
