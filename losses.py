@@ -138,8 +138,8 @@ def init_state(params, optimizer: optax.GradientTransformation) -> TrainState:
 def get_step_fn(config, loss_fn: LossFn, optimizer: optax.GradientTransformation, axis_name: str = "batch") -> Callable:
     """Returns step(state, measurement, key) -> (state, metrics), to be mapped over devices along `axis_name`.
 
-    Each device sees its share of the global batch; gradients and loss are averaged over `axis_name`. `key` is the run's:
-    the step folds in its number. Metrics: loss, grad_norm (before clipping).
+    Each device sees its share of the global batch; gradients and loss are averaged over `axis_name`. `key` is the
+    run's: the step folds in its number. Metrics: loss, grad_norm (before clipping).
     """
     optim = config.optim
 

@@ -2,11 +2,12 @@
 
 import difflib
 from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from infra.errors import UserError
 
 T = TypeVar("T")
+Entry = TypeVar("Entry")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -29,13 +30,13 @@ class Registry(Generic[T]):
         self.kind = kind
         self._entries: dict[str, T] = {}
 
-    def register(self, name: str) -> Callable[[T], T]:
+    def register(self, name: str) -> Callable[[Entry], Entry]:
         """Decorator that files an implementation under `name`. Raises ValueError if the name is taken."""
 
-        def add(entry: T) -> T:
+        def add(entry: Entry) -> Entry:
             if name in self._entries:
                 raise ValueError(f"{self.kind} {name!r} is registered twice")
-            self._entries[name] = entry
+            self._entries[name] = cast(T, entry)  # the decorated class or function keeps its own type
             return entry
 
         return add
@@ -49,5 +50,7 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         """Returns the implementation. Raises UserError naming the known ones and the nearest match."""
         if name not in self._entries:
-            raise UserError(f"unknown {self.kind} {name!r}{nearest(name, self._entries)} (known: {', '.join(self.names())})")
+            raise UserError(
+                f"unknown {self.kind} {name!r}{nearest(name, self._entries)} (known: {', '.join(self.names())})"
+            )
         return self._entries[name]

@@ -1,5 +1,6 @@
 """The program's three modes, train, evaluate and sample: building the experiment once, then loops and wiring only."""
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -82,9 +83,7 @@ def train(config: ConfigDict, folder: str) -> None:
         writers.setup_logging(run.root, "train")
         with (
             writers.MetricWriter(run.root) as metrics,
-            checkpoints.Checkpoints(
-                run.root, config.training.checkpoint_every, config.training.resume_every
-            ) as saved,
+            checkpoints.Checkpoints(run.root, config.training.checkpoint_every, config.training.resume_every) as saved,
         ):
             _train_loop(experiment, run, data, metrics, saved)
 
@@ -93,9 +92,7 @@ def _train_loop(experiment: Experiment, run, data, metrics, saved) -> None:
     config, mesh = experiment.config, experiment.mesh
     training = config.training
     optimizer = get_optimizer(config)
-    loss_fn = get_loss_fn(
-        config, experiment.schedule, experiment.transform, experiment.masks, experiment.denoise
-    )
+    loss_fn = get_loss_fn(config, experiment.schedule, experiment.transform, experiment.masks, experiment.denoise)
     params = init_params(experiment.model, config.seed, experiment.image_shape)
     state = sharding.replicate(init_state(params, optimizer), mesh)
     restored = saved.restore_latest(state, data)
@@ -173,7 +170,8 @@ def _get_picture_fn(experiment: Experiment) -> Callable[[Any], np.ndarray]:
 def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]:
     """Reconstructs a split with every solver of `eval.solvers`, in rounds that a second start does not repeat.
 
-    Writes rounds/*.npz, metrics.csv, summary.json and report.html into `eval.folder` of the workdir; returns the summary.
+    Writes rounds/*.npz, metrics.csv, summary.json and report.html into `eval.folder` of the workdir; returns the
+    summary.
     """
     info = datasets.dataset_info(config)
     settings = config.eval
@@ -223,7 +221,9 @@ def _read_round(path, stamp: str) -> dict[str, np.ndarray] | None:
         return {name: stored[name] for name in stored.files if name != "stamp"}
 
 
-def _solve_round(experiment: Experiment, solvers: dict[str, Solver], runners, compiled, params, example) -> dict[str, np.ndarray]:
+def _solve_round(
+    experiment: Experiment, solvers: dict[str, Solver], runners, compiled, params, example
+) -> dict[str, np.ndarray]:
     """Runs every solver on one batch. The first call fills `compiled`, so that seconds hold no compilation."""
     key = sharding.replicate(jax.random.key(experiment.config.seed), experiment.mesh)
     measurement = sharding.shard_batch(example.measurement, experiment.mesh)
@@ -295,7 +295,7 @@ def _report(config, run, rounds, solvers: dict[str, Solver], info, step: int, co
 
 
 def sample(config: ConfigDict, folder: str) -> None:
-    """Draws `sampling.num_images` images with the coils of training acquisitions; writes samples/generated.{npz,png}."""
+    """Draws `sampling.num_images` images with the coils of training acquisitions; writes samples/generated*."""
     acquisitions = datasets.open_acquisitions(config, "train")
     experiment = build(config)
     params, step = _load_params(experiment, folder)
@@ -316,7 +316,7 @@ def sample(config: ConfigDict, folder: str) -> None:
             for start in range(0, total, size):
                 ids = np.arange(start, start + size)
                 batch = acquisitions.batch(ids % len(acquisitions))
-                batch = batch.replace(example_id=ids.astype(np.int32))
+                batch = dataclasses.replace(batch, example_id=ids.astype(np.int32))
                 images.append(_gather(runner(key, params, sharding.shard_batch(batch, experiment.mesh), {}))[0])
                 progress.update(min(total, start + size))
         images = np.concatenate(images)[:total]

@@ -1,11 +1,12 @@
 """Reverse-time sampling with stochastic partial scores (Park et al. 2025, Algorithm 1), as one scan over noise levels.
 
-The sampler works in the variable u = z_t / alpha = z + sigma n, in which a step does not depend on the schedule's alpha:
+The sampler works in the variable u = z_t / alpha = z + sigma n, in which a step does not depend on the schedule's
+alpha:
 
     u' = zhat + sqrt(sigma'^2 - f^2) eps + f xi,   eps = (u - zhat) / sigma
 
-with f the fresh part of the noise: 'ddim' f = eta sigma' sqrt(1 - sigma'^2/sigma^2) (Song et al. 2021; eta 1 is ancestral
-sampling), 'renoise' f = eta sigma' (the published posterior solver).
+with f the fresh part of the noise: 'ddim' f = eta sigma' sqrt(1 - sigma'^2/sigma^2) (Song et al. 2021; eta 1 is
+ancestral sampling), 'renoise' f = eta sigma' (the published posterior solver).
 """
 
 import math
@@ -149,9 +150,9 @@ def get_sampler(
 
         def level_step(carry, level):
             draw_keys = jax.vmap(lambda k: jax.random.fold_in(k, level["index"]))(mask_keys)
-            drawn, covered = jax.vmap(
-                lambda k, c: mask_sequence(masks, k, w, settings.mask_order, c), out_axes=(1, 0)
-            )(draw_keys, carry.covered)
+            drawn, covered = jax.vmap(lambda k, c: mask_sequence(masks, k, w, settings.mask_order, c), out_axes=(1, 0))(
+                draw_keys, carry.covered
+            )
             total, u = calls(carry, drawn, maps, level, noise_keys, eta)
             zhat = aggregate(total, drawn, carry.zhat)
             if project is not None:

@@ -1,7 +1,8 @@
 """Diffusion schedules: how much signal and noise a level holds, and the levels that sampling visits.
 
 Every schedule writes a noisy measurement as `s_t = alpha(t) (s + sigma(t) n)` with n ~ N(0, I): `sigma` is the noise in
-the units of the data (sqrt((1-abar)/abar) for a variance-preserving table), so samplers and losses are the same for all.
+the units of the data (sqrt((1-abar)/abar) for a variance-preserving table), so samplers and losses are the same for
+all.
 """
 
 import math
@@ -107,7 +108,7 @@ def get_ddpm(schedule) -> DDPM:
 
 @dataclass(frozen=True)
 class EDM:
-    """Karras et al. 2022 (arXiv 2206.00364): alpha = 1, t = log sigma, log-normal in training, a rho grid in sampling."""
+    """Karras et al. 2022 (arXiv 2206.00364): alpha = 1, t = log sigma; log-normal in training, rho grid in sampling."""
 
     sigma_min: float
     sigma_max: float

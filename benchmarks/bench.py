@@ -1,7 +1,8 @@
 """What a run costs on this machine: `python benchmarks/bench.py [--config configs/NAME.py]`, a few minutes.
 
-Prints seconds per train step and per reconstruction, the network's share of the sampler's time, what the machine reaches in
-a plain matrix product beside it, how fast the host delivers batches, and compilation at a first and a second start.
+Prints seconds per train step and per reconstruction, the network's share of the sampler's time, what the machine
+reaches in a plain matrix product beside it, how fast the host delivers batches, and compilation at a first and a
+second start.
 """
 
 import argparse
@@ -90,11 +91,10 @@ def sampler_figures(experiment: run_lib.Experiment) -> dict[str, float]:
     example = next(datasets.eval_batches(config, config.eval.split, config.eval.batch_size))
     measurement = jax.tree.map(jnp.asarray, example.measurement)
     params = init_params(experiment.model, config.seed, experiment.image_shape)
-    figures, batch = {}, config.eval.batch_size
+    figures, batch, key = {}, config.eval.batch_size, jax.random.key(0)
     for name in config.eval.solvers:
         solver = get_solver(config, experiment, name)
         solve = jax.jit(solver.solve)
-        key = jax.random.key(0)
         figures[name] = median_seconds(lambda s=solve, h=solver.hyper: s(key, params, measurement, h), 3) / batch
     msm = get_solver(config, experiment, "msm")
     rows = batch * msm.num_samples * config.solver.w  # images in one network call
@@ -145,7 +145,9 @@ def main() -> None:
     print(f"train step, batch {config.training.batch_size:<3}       {step:8.3f} s   {work / step:6.1f} GFLOP/s")
     print(f"matrix product 2048                    {peak:6.1f} GFLOP/s   (train step: {work / step / peak:.0%} of it)")
     delivered = host_batches_per_second(config)
-    print(f"host input               {delivered:8.1f} batches/s = {delivered * step:.1f} x what the train step consumes")
+    print(
+        f"host input               {delivered:8.1f} batches/s = {delivered * step:.1f} x what the train step consumes"
+    )
     figures = sampler_figures(experiment)
     share = figures.pop("network share")
     for name, seconds in figures.items():

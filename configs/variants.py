@@ -13,7 +13,9 @@ def apply(config: ConfigDict, variant: str, variants: Mapping[str, Callable[[Con
     if not variant:
         return config
     if variant not in variants:
-        raise UserError(f"unknown config variant {variant!r}{nearest(variant, variants)} (known: {', '.join(variants)})")
+        raise UserError(
+            f"unknown config variant {variant!r}{nearest(variant, variants)} (known: {', '.join(variants)})"
+        )
     return variants[variant](config)
 
 

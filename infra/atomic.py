@@ -62,7 +62,7 @@ def atomic_write_json(path: str | os.PathLike, value: Any) -> None:
     atomic_write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def atomic_write_npz(path: str | os.PathLike, **arrays: np.ndarray) -> None:
+def atomic_write_npz(path: str | os.PathLike, **arrays: Any) -> None:
     """Writes named arrays as a compressed .npz, wholly or not at all."""
     with atomic_file(path) as file:
         np.savez_compressed(file, **arrays)

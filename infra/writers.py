@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 
 import absl.logging
@@ -92,7 +93,10 @@ class MetricWriter:
 
     def _tensorboard(self) -> SummaryWriter:
         if self._board is None:
-            self._board = SummaryWriter(str(self._folder), purge_step=self._purge_step, flush_secs=30)
+            suffix = f".{time.time_ns()}"  # without it a second writer within a second would overwrite the first's file
+            self._board = SummaryWriter(
+                str(self._folder), purge_step=self._purge_step, flush_secs=30, filename_suffix=suffix
+            )
             self._purge_step = None
         return self._board
 

@@ -1,8 +1,8 @@
 """The one seam between network and method: denoise a partial noisy measurement with an image-to-image network.
 
-    x_in   = R s_t                          (sandwich: how a partial measurement becomes an image)
-    x0     = p(x_in, net(...), t)           (parametrization: how the network's output becomes a clean image)
-    s0_hat = S T x0,  eps_hat = (s_t / alpha - s0_hat) / sigma  on S
+x_in   = R s_t                          (sandwich: how a partial measurement becomes an image)
+x0     = p(x_in, net(...), t)           (parametrization: how the network's output becomes a clean image)
+s0_hat = S T x0,  eps_hat = (s_t / alpha - s0_hat) / sigma  on S
 """
 
 from collections.abc import Callable
@@ -51,8 +51,8 @@ def get_denoise_fn(config, schedule: Schedule, transform: Transform, net: Callab
       transform: T.
       net: net(params, images (B,H,W,channels) float32, time (B,) float32) -> (B,H,W,channels) float32.
 
-    `denoise` takes s_t (shape of y, its noise at level t (B,)), mask (bool, broadcastable to s_t) and maps. Values of s_t
-    outside the mask are never read.
+    `denoise` takes s_t (shape of y, its noise at level t (B,)), mask (bool, broadcastable to s_t) and maps. Values of
+    s_t outside the mask are never read.
     """
     sandwich = SANDWICHES[config.denoiser.sandwich](config.denoiser, transform)
     estimate = PARAMETRIZATIONS[config.denoiser.parametrization](config.denoiser, transform, net)
@@ -83,7 +83,7 @@ def get_adjoint(denoiser, transform: Transform) -> Sandwich:
 
 @SANDWICHES.register("wiener")
 def get_wiener(denoiser, transform: Transform) -> Sandwich:
-    """x_in = (T^H S T + (sigma/sigma_data)^2 I)^-1 T^H S u: the posterior mean under a white prior of std sigma_data."""
+    """x_in = (T^H S T + (sigma/sigma_data)^2 I)^-1 T^H S u: posterior mean, white prior of std sigma_data."""
     steps, sigma_data = denoiser.cg_steps, denoiser.sigma_data
 
     def wiener(u, mask, maps, sigma):
@@ -111,8 +111,9 @@ def get_eps(denoiser, transform: Transform, net: Callable) -> Callable:
 def get_edm(denoiser, transform: Transform, net: Callable) -> Callable:
     """x0 = x_in + c_out net(c_in x_in, log sigma) around the Wiener estimate (Karras et al. 2022).
 
-    c_out = sigma sigma_d / sqrt(sigma^2 + sigma_d^2), the white prior's posterior std; c_in = sqrt(sigma^2 + sigma_d^2) /
-    sigma_d^2, which brings the Wiener estimate of a whole measurement to unit variance at every noise level.
+    c_out = sigma sigma_d / sqrt(sigma^2 + sigma_d^2), the white prior's posterior std; c_in = sqrt(sigma^2 +
+    sigma_d^2) / sigma_d^2, which brings the Wiener estimate of a whole measurement to unit variance at every noise
+    level.
     """
     sigma_data = denoiser.sigma_data
 

@@ -39,7 +39,7 @@ def init_params(model: nn.Module, seed: int, image_shape: tuple[int, int, int]) 
     Returns:
       Nested dict of float32 numpy arrays for `model.apply({"params": ...}, ...)`.
     """
-    shapes = flatten_dict(param_shapes(model, image_shape))
+    shapes: dict[tuple[str, ...], Any] = dict(flatten_dict(param_shapes(model, image_shape)))
     params = {}
     for path, leaf in shapes.items():
         kernel = shapes.get((*path[:-1], "kernel"))

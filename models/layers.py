@@ -35,7 +35,7 @@ class Conv3x3(nn.Module):
     @nn.compact
     def __call__(self, x):
         fan_in = 9 * x.shape[-1]
-        init = _uniform(uniform_bound(self.name, fan_in))
+        init = _uniform(uniform_bound(self.name or "", fan_in))
         kernel = self.param("kernel", init, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", init, (self.features,))
         x, kernel, bias = x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype)
@@ -52,7 +52,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x):
         fan_in = x.shape[-1]
-        init = _uniform(uniform_bound(self.name, fan_in))
+        init = _uniform(uniform_bound(self.name or "", fan_in))
         kernel = self.param("kernel", init, (fan_in, self.features))
         bias = self.param("bias", init, (self.features,))
         return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)

@@ -13,7 +13,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -64,7 +64,7 @@ class _Reader(pickle.Unpickler):
         self._archive, self._root = archive, root
         names = archive.namelist()
         order = archive.read(f"{root}/byteorder") if f"{root}/byteorder" in names else b"little"
-        self._byte_order = ">" if order.strip() == b"big" else "<"
+        self._byte_order: Literal[">", "<"] = ">" if order.strip() == b"big" else "<"
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
@@ -181,7 +181,7 @@ def state_dict_to_params(
     Raises:
       UserError: names or shapes that do not fit, all of them in one message.
     """
-    template = flatten_dict(params_template)
+    template: dict[tuple[str, ...], Any] = dict(flatten_dict(params_template))
     names = {path: _reference_name(path) for path in template}
     problems = [f"missing {name}" for name in names.values() if name not in state_dict]
     problems += [f"unexpected {name}" for name in state_dict if name not in set(names.values())]
@@ -209,5 +209,5 @@ def state_dict_to_params(
 
 def params_to_state_dict(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Maps our parameters to the reference's names and layouts: the exact inverse of `state_dict_to_params`."""
-    flat = flatten_dict(jax.tree.map(np.asarray, params))
+    flat: dict[tuple[str, ...], Any] = dict(flatten_dict(jax.tree.map(np.asarray, params)))
     return {_reference_name(path): np.ascontiguousarray(_to_torch(path, v)) for path, v in flat.items()}

@@ -1,7 +1,7 @@
-"""Exact symmetries of a measurement: what they return is the measurement of another image, made from acquired data only.
+"""Exact symmetries of a measurement: they return the measurement of another image, made from acquired data only.
 
-Each works on one example (no batch axis): y, mask and maps in, the same out. Noise keeps its distribution, since all are
-unitary; the acquired lines stay acquired.
+Each works on one example (no batch axis): y, mask and maps in, the same out. Noise keeps its distribution, since all
+are unitary; the acquired lines stay acquired.
 """
 
 from collections.abc import Callable

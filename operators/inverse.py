@@ -1,8 +1,7 @@
-"""The damped inverse of what an acquisition does to an image: b -> (T^H S T + mu I)^-1 b, many times for one acquisition."""
+"""The damped inverse of an acquisition, (T^H S T + mu I)^-1 b, for many b and mu at the cost of preparing it once."""
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 
 from operators.conjugate_gradient import conjugate_gradient
@@ -24,18 +23,18 @@ def get_damped_inverse(transform: Transform, mask: Array, maps: Array | None, cg
       maps: (B,C,H,W) complex64 or None.
       cg_steps: iterations where the problem does not fall into rows.
 
-    `solve` takes b (K*B,...), K copies of the batch one after the other, and mu (K*B,) > 0, and returns an image like b.
+    `solve` takes b (K*B,...), K copies of the batch one after the other, and mu (K*B,) > 0; it returns an image like b.
     """
-    if isinstance(transform, MultiCoilFourier) and mask.shape[-2] == 1:
+    if isinstance(transform, MultiCoilFourier) and maps is not None and mask.shape[-2] == 1:
         return _row_solver(mask, maps)
 
     def solve(b, mu):
         copies = b.shape[0] // mask.shape[0]
-        every_mask, every_maps = (None if a is None else jnp.tile(a, (copies, *[1] * (a.ndim - 1))) for a in (mask, maps))
-        damping = mu.reshape(-1, *[1] * (b.ndim - 1))
-        return conjugate_gradient(
-            lambda x: normal(transform, x, every_mask, every_maps) + damping * x, b, cg_steps
+        every_mask, every_maps = (
+            None if a is None else jnp.tile(a, (copies, *[1] * (a.ndim - 1))) for a in (mask, maps)
         )
+        damping = mu.reshape(-1, *[1] * (b.ndim - 1))
+        return conjugate_gradient(lambda x: normal(transform, x, every_mask, every_maps) + damping * x, b, cg_steps)
 
     return solve
 

@@ -1,7 +1,7 @@
 """Distributions p(S) of sampling masks: draws, inclusion probabilities and sequences that seek coverage.
 
-A mask is a boolean array; True marks what is measured. Shapes follow the measurement without its batch axis: (1,1,W) for
-columns of multi-coil k-space, (H,W,1) for images.
+A mask is a boolean array; True marks what is measured. Shapes follow the measurement without its batch axis: (1,1,W)
+for columns of multi-coil k-space, (H,W,1) for images.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ class MaskDistribution(Protocol):
     """p(S) for one measurement shape."""
 
     def sample(self, key: jax.Array, avoid: jax.Array | None = None) -> jax.Array:
-        """One mask. `avoid` (bool, shape of a mask) asks to put the same number of entries outside it where possible."""
+        """One mask. `avoid` (bool, shape of a mask) asks to put the same number of entries outside it if possible."""
         ...
 
     def inclusion_probability(self) -> jax.Array:

@@ -1,10 +1,10 @@
 """What a scanner or camera hands over: the types that travel from the data store through training to the solvers."""
 
-import flax.struct
-import jax
-import numpy as np
+from typing import Any
 
-Array = jax.Array | np.ndarray
+import flax.struct
+
+Array = Any  # jax.Array in compiled code, np.ndarray on the host
 
 
 @flax.struct.dataclass
@@ -15,7 +15,8 @@ class Measurement:
       y: acquired values, exactly 0 where `mask` is False. Images (B,H,W,K) float32 in [-1,1] units;
         multi-coil MRI (B,C,H,W) complex64, centred orthonormal k-space, one scale factor per volume.
       mask: bool, broadcastable to `y`: (B,H,W,1) for images, (B,1,1,W) for MRI columns, (B,1,H,W) for 2-D MRI masks.
-      maps: (B,C,H,W) complex64 coil sensitivity maps with sum_c |C_c|^2 = 1 on their support and 0 elsewhere; None for images.
+      maps: (B,C,H,W) complex64 coil sensitivity maps with sum_c |C_c|^2 = 1 on their support, 0 elsewhere; None for
+        images.
       noise_std: (B,) float32, standard deviation of the noise per real scalar, in the units of `y`.
       example_id: (B,) int32, unique within the dataset; random numbers are keyed by it (-1 marks padding).
     """

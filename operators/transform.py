@@ -59,7 +59,7 @@ def get_transform(config) -> Transform:
 
 def normal(transform: Transform, x: jax.Array, mask: Array, maps: Array | None) -> jax.Array:
     """T^H S T x: what sampling at `mask` (bool, broadcastable to z) and going back does to an image."""
-    if isinstance(transform, MultiCoilFourier) and mask.shape[-2] == 1:
+    if isinstance(transform, MultiCoilFourier) and maps is not None and mask.shape[-2] == 1:
         # Masks of whole columns leave the readout alone: its transform cancels, which halves the work.
         z = jnp.where(mask, fft2c(maps * x[..., None, :, :], COLUMNS), 0)
         return jnp.sum(jnp.conj(maps) * ifft2c(z, COLUMNS), axis=-3)

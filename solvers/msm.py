@@ -7,9 +7,11 @@ Park et al. 2025 (arXiv 2505.11853), section 4: no gradient passes through the n
   least_squares  the aggregated estimate moves to the image that explains the data, x0 = T^H zhat being the prior mean,
                      zhat <- T (x0 + gamma (T^H M_y T + mu I)^-1 T^H M_y (y - T x0)),   mu = (noise_std / r)^2
                  with r^2 = sigma^2 sigma_d^2 / (sigma^2 + sigma_d^2), the estimate's variance under a white prior. With
-                 mu = 0 it is gamma H^+ (y - H x0), H = M_y T. It lets the coils fill in lines, which `entries` does not:
-                 several coils see one image, and their entries alone do not know it.
+                 mu = 0 it is gamma H^+ (y - H x0), H = M_y T. It lets the coils fill in lines, which `entries` does
+                 not: several coils see one image, and their entries alone do not know it.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +35,7 @@ def get_msm_solver(config, experiment) -> Solver:
     transform = experiment.transform
 
     def solve(key, params, measurement, hyper):
-        def repeat(a):  # (B,...) -> (K * B,...)
+        def repeat(a) -> Any:  # (B,...) -> (K * B,...)
             return None if a is None else jnp.broadcast_to(a, (num_samples, *a.shape)).reshape(-1, *a.shape[1:])
 
         y, acquired, maps = repeat(measurement.y), repeat(measurement.mask), repeat(measurement.maps)

@@ -193,4 +193,6 @@ def test_ema_follows_with_its_rate():
     before = np.asarray(state.ema_params["mix"])
     state, _ = step(state, batch, key)
     rate = 1 / 10  # min(0.999, (1 + 0) / (10 + 0))
-    np.testing.assert_allclose(state.ema_params["mix"], rate * before + (1 - rate) * np.asarray(state.params["mix"]), rtol=1e-6)
+    np.testing.assert_allclose(
+        state.ema_params["mix"], rate * before + (1 - rate) * np.asarray(state.params["mix"]), rtol=1e-6
+    )

@@ -170,7 +170,9 @@ def test_mirror_flips_image_and_mask_together():
     apply = augment.get_augment_fn(ConfigDict({"data": {"augment": ("mirror",)}}))
     results = {
         bool(out.mask[0, 0, 0, 0]): out
-        for out in (apply(jax.random.split(jax.random.key(s), 1), Measurement(y, mask, None, None, None)) for s in range(8))
+        for out in (
+            apply(jax.random.split(jax.random.key(s), 1), Measurement(y, mask, None, None, None)) for s in range(8)
+        )
     }
     assert set(results) == {True, False}
     np.testing.assert_array_equal(results[False].y, y[:, :, ::-1])

@@ -103,7 +103,9 @@ def test_sampler_variance_follows_the_linear_recursion(step, keep, w):
     masks, variance, levels, eta = get_masks(config, density=keep), 0.5, 10, 0.7
     settings = SamplerSettings(num_levels=levels, w=w, step=step, mask_order="iid")
     sample = jax.jit(get_sampler(settings, schedule, transform, masks, gaussian_denoiser(variance, schedule)))
-    z = sample(example_keys(jax.random.key(0), jnp.arange(64)), None, jnp.zeros((64, 2, SIZE, SIZE), jnp.complex64), eta)
+    z = sample(
+        example_keys(jax.random.key(0), jnp.arange(64)), None, jnp.zeros((64, 2, SIZE, SIZE), jnp.complex64), eta
+    )
     acs = np.asarray(masks.inclusion_probability()).reshape(-1) >= 1  # drawn at every level: no entry is left behind
     sigma = np.asarray(schedule.sigma(jnp.asarray(schedule.grid(levels))), np.float64)
     v = sigma[0] ** 2
@@ -137,7 +139,9 @@ def test_uncovered_entries_keep_the_last_estimate():
     schedule, transform = get_schedule(config), get_transform(config)
     settings = SamplerSettings(num_levels=1, w=1)
     sample = get_sampler(settings, schedule, transform, get_masks(config), gaussian_denoiser(0.5, schedule))
-    z = np.asarray(sample(example_keys(jax.random.key(0), jnp.arange(3)), None, jnp.zeros((3, 2, SIZE, SIZE), jnp.complex64), 1.0))
+    z = np.asarray(
+        sample(example_keys(jax.random.key(0), jnp.arange(3)), None, jnp.zeros((3, 2, SIZE, SIZE), jnp.complex64), 1.0)
+    )
     empty = (z == 0).all((1, 2))
     assert empty.any() and not empty.all() and (z != 0)[:, :, :, ~empty.all(0)].any()
 

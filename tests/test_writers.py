@@ -24,7 +24,7 @@ def lines(folder):
 def events(folder):
     """Every event in the TensorBoard files: records of (length uint64, crc uint32, bytes, crc uint32)."""
     found = []
-    for path in sorted((folder / "tensorboard").iterdir(), key=lambda p: p.stat().st_mtime_ns):
+    for path in sorted((folder / "tensorboard").iterdir()):
         data, at = path.read_bytes(), 0
         while at < len(data):
             (length,) = struct.unpack_from("<Q", data, at)

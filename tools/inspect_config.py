@@ -83,8 +83,9 @@ def summarize(config: ConfigDict) -> Summary:
     model = get_model(config, channels)
     params = param_shapes(model, shape)
     image, time = jax.ShapeDtypeStruct((1, *shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
-    cost = jax.jit(lambda p, x, t: model.apply({"params": p}, x, t)).lower(params, image, time).cost_analysis()
-    flat = {("/".join(path[:-1]), path[-1]): leaf.shape for path, leaf in flatten_dict(params).items()}
+    cost: Any = jax.jit(lambda p, x, t: model.apply({"params": p}, x, t)).lower(params, image, time).cost_analysis()
+    leaves: dict[tuple[str, ...], Any] = dict(flatten_dict(params))
+    flat = {("/".join(path[:-1]), path[-1]): leaf.shape for path, leaf in leaves.items()}
     return Summary(flat, cost["flops"] / 1e9, _saved_bytes(model, params, image, time))
 
 
@@ -124,8 +125,8 @@ def _total_lines(summary: Summary, batch_size: int) -> list[str]:
         f"parameters       {summary.num_params:,} ({params:,.1f} MiB in float32)",
         f"forward pass     {summary.gflop:,.2f} GFLOP per image",
         f"training step    {step:,.1f} GFLOP for {batch_size} images (three forward passes)",
-        f"training memory  at most about {total:,.0f} MiB for {batch_size} images: {5 * params:,.0f} for parameters, EMA, "
-        f"two Adam moments and gradients, {saved:,.1f} per image for the backward pass",
+        f"training memory  at most about {total:,.0f} MiB for {batch_size} images: {5 * params:,.0f} for parameters, "
+        f"EMA, two Adam moments and gradients, {saved:,.1f} per image for the backward pass",
     ]
 
 

@@ -14,7 +14,7 @@ from models.torch_import import read_state_dict, state_dict_to_params
 
 
 def golden_files(pattern: str) -> list:
-    """Paths for `parametrize`: one skipped case that says why if MSM_GOLDEN is unset, a failing one if nothing is there."""
+    """Paths for `parametrize`: one skipped case that says why if MSM_GOLDEN is unset, a failing one if it is empty."""
     folder = os.environ.get("MSM_GOLDEN")
     if not folder:
         return [pytest.param(None, marks=pytest.mark.skip(reason="MSM_GOLDEN names no folder of golden files"))]
