@@ -10,6 +10,7 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
