@@ -1,0 +1,165 @@
+"""The program as its users start it: train, eval and sample in processes of their own, on a toy store."""
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from skimage.io import imread
+from skimage.metrics import peak_signal_noise_ratio
+
+import run_lib
+from losses import get_loss_fn
+from models.init import param_shapes
+from operators.measurement import Measurement
+from tests.checks import hashes
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MODES = ("train", "eval", "sample")
+
+
+def start(mode: str, workdir: Path, store: Path, cache: Path) -> subprocess.CompletedProcess:
+    command = [
+        *(sys.executable, "main.py", "--config=configs/brain64_msm.py:smoke", f"--workdir={workdir}", f"--mode={mode}"),
+        *(
+            f"--cache={cache}",
+            f"--config.data.dir={store}",
+            "--config.data.image_size=32",
+            "--config.masks.acs_lines=4",
+        ),
+    ]
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }  # compiles in half the time
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+
+
+@pytest.fixture(scope="module")
+def first(tiny_store, tmp_path_factory):
+    """(workdir, {mode: finished process}, {file: hash} when all was done) of one run of each mode."""
+    workdir = tmp_path_factory.mktemp("e2e") / "run"
+    cache = tmp_path_factory.mktemp("e2e_cache")
+    done = {mode: start(mode, workdir, tiny_store, cache) for mode in MODES}
+    for mode, process in done.items():
+        assert process.returncode == 0, f"{mode}: {process.stderr}"
+    return workdir, done, hashes(workdir)
+
+
+def test_workdir_holds_what_the_design_promises(first):
+    workdir, _, files = first
+    promised = [
+        *("config.json", "manifest.json", "metrics.jsonl", "train.log", "eval.log", "sample.log"),
+        *("samples/step_0000002.png", "samples/step_0000004.png", "samples/generated_step_0000004.png"),
+        *("samples/generated_step_0000004.npz", "eval/metrics.csv", "eval/summary.json", "eval/report.html"),
+        *("eval/rounds/round_0000.npz", "eval/rounds/round_0001.npz", "eval/figures/psnr_per_slice.png"),
+    ]
+    assert not [name for name in promised if name not in files]
+    assert any(name.startswith("tensorboard/events") for name in files)
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"2", "4"}
+    assert {path.name for path in (workdir / "checkpoints-meta").iterdir()} == {"1", "3"}
+    assert len([name for name in files if re.fullmatch(r"eval/figures/slice_\d+\.png", name)]) >= 3
+    assert not [name for name in files if "tmp" in Path(name).name]  # every file has its final name
+
+
+def test_files_of_a_run_can_be_read(first):
+    workdir, _, files = first
+    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+    assert set(json.loads((workdir / "manifest.json").read_text())) == set(MODES)
+    assert json.loads((workdir / "config.json").read_text())["data"]["image_size"] == 32
+    for name in files:
+        if name.endswith(".png"):
+            assert imread(workdir / name).std() > 0, name
+    rows = (workdir / "eval" / "metrics.csv").read_text().splitlines()
+    assert len(rows) == 1 + 6 * 4  # a header, then six scans by four solvers
+
+
+def test_console_shows_the_log_and_nothing_else(first):
+    """Every line is one of ours, with the time of day; no chatter of libraries, no warning, no traceback."""
+    _, done, _ = first
+    for mode, process in done.items():
+        assert process.stdout == "", mode
+        lines = process.stderr.splitlines()
+        # XLA itself complains on standard error where a compilation is slow.
+        lines = [line for line in lines if "slow" not in line.lower() and "***" not in line and "took" not in line]
+        ours = re.compile(r"^\d\d:\d\d:\d\d |^(solver|zero_filled|cg_sense|l1_wavelet|msm|report:) ?")
+        assert lines and not [line for line in lines if line and not ours.match(line)], mode
+
+
+def test_summary_can_be_recomputed_from_the_stored_images(first):
+    """PSNR by scikit-image from rounds/*.npz, padding left out, equals what summary.json says."""
+    workdir, _, _ = first
+    summary = json.loads((workdir / "eval" / "summary.json").read_text())
+    values = {solver: [] for solver in summary["solvers"]}
+    for path in sorted((workdir / "eval" / "rounds").glob("*.npz")):
+        with np.load(path) as arrays:
+            real = arrays["example_id"] >= 0
+            for solver, found in values.items():
+                for reference, mean in zip(arrays["reference"][real], arrays[f"{solver}/mean"][real], strict=True):
+                    pair = (np.abs(reference).astype(float), np.abs(mean).astype(float))
+                    found.append(peak_signal_noise_ratio(*pair, data_range=pair[0].max()))
+    assert set(values) == {"zero_filled", "cg_sense", "l1_wavelet", "msm"}
+    for solver, found in values.items():
+        stated = summary["solvers"][solver]["psnr"]
+        assert len(found) == stated["n"] == 6
+        assert np.mean(found) == pytest.approx(stated["mean"], rel=1e-5)
+
+
+def test_report_shows_the_stated_numbers(first):
+    workdir, _, _ = first
+    page = (workdir / "eval" / "report.html").read_text()
+    summary = json.loads((workdir / "eval" / "summary.json").read_text())
+    for entry in summary["solvers"].values():
+        assert f"{entry['psnr']['mean']:.2f}" in page
+    assert "--mode=eval" in page
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_the_same_command_again_changes_no_result(first, mode, tiny_store, tmp_path):
+    """Without the cache of compiled programs, and still quick: nothing is trained or reconstructed a second time."""
+    workdir, _, before = first
+    begin = time.monotonic()
+    process = start(mode, workdir, tiny_store, tmp_path / "cache")
+    assert process.returncode == 0, process.stderr
+    after = hashes(workdir)
+    results = ("checkpoints", "metrics.jsonl", "samples/", "eval/rounds/", "eval/metrics.csv", "eval/summary.json")
+    assert {k: v for k, v in after.items() if k.startswith(results)} == {
+        k: v for k, v in before.items() if k.startswith(results)
+    }
+    assert not list((tmp_path / "cache").glob("*jit_s*")), "a step or solver was compiled again"
+    assert time.monotonic() - begin < 120
+
+
+LEAVES = [p.stem for p in sorted((ROOT / "configs").glob("*.py")) if "variants.apply" in p.read_text()]
+
+
+@pytest.mark.parametrize("name", LEAVES)
+@pytest.mark.parametrize("variant", ["", "smoke"])
+def test_every_config_builds_and_its_loss_has_a_value_per_example(name, variant):
+    """By shapes alone: nothing is computed, so full-size networks are checked too."""
+    config = importlib.import_module(f"configs.{name}").get_config(variant)
+    experiment = run_lib.build(config)
+    height, width, channels = experiment.image_shape
+    coils = config.data.num_coils
+    arrays = {
+        "y": ((coils, height, width), jnp.complex64) if coils else ((height, width, channels), jnp.float32),
+        "mask": ((1, 1, width) if coils else (height, width, 1), jnp.bool_),
+        "maps": ((coils, height, width), jnp.complex64) if coils else None,
+        "noise_std": ((), jnp.float32),
+        "example_id": ((), jnp.int32),
+    }
+    batch = Measurement(**{k: v and jax.ShapeDtypeStruct((2, *v[0]), v[1]) for k, v in arrays.items()})
+    loss_fn = get_loss_fn(config, experiment.schedule, experiment.transform, experiment.masks, experiment.denoise)
+    params = param_shapes(experiment.model, experiment.image_shape)
+    loss = jax.eval_shape(loss_fn, params, batch, jax.random.key(0))
+    assert loss.shape == (2,) and loss.dtype == jnp.float32

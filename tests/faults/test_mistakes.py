@@ -1,0 +1,153 @@
+"""What users get wrong: one line that says how to mend it, before anything is compiled or written."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+import run_lib
+from infra import config_check
+from infra.checkpoints import export_params
+from infra.workdir import open_workdir
+from models.init import init_params
+from tests.checks import hashes, message_of
+from tests.small_runs import small_config
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CONFIG = "--config=configs/brain64_msm.py:smoke"
+
+
+def refusal(*arguments: str) -> str:
+    """Starts the program, which must end with status 2 and nothing but one line, and returns that line."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "main.py", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    return lines[0]
+
+
+COMMAND_LINES = {
+    "typo in a setting": ([CONFIG, "--config.training.batchsize=8"], "did you mean 'training.batch_size'?"),
+    "unknown variant": (
+        ["--config=configs/brain64_msm.py:smok"],
+        "unknown config variant 'smok'; did you mean 'smoke'?",
+    ),
+    "no such config": (["--config=configs/brain46_msm.py"], "No such file or directory: 'configs/brain46_msm.py'"),
+    "text for a number": ([CONFIG, "--config.training.batch_size=many"], "config.training.batch_size=many"),
+    "unknown mode": ([CONFIG, "--mode=evaluate"], "should be one of <train|eval"),
+    "a setting without dashes": ([CONFIG, "seed=1"], "unexpected argument 'seed=1'"),
+}
+
+
+@pytest.mark.parametrize("mistake", COMMAND_LINES)
+def test_mistake_on_the_command_line(mistake, tmp_path):
+    arguments, expected = COMMAND_LINES[mistake]
+    assert expected in refusal(*arguments, f"--workdir={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_workdir_flag():
+    assert "--workdir" in refusal(CONFIG)
+
+
+def test_missing_store(tmp_path):
+    """The one mistake of these that is found only after JAX is loaded: still a single line."""
+    line = refusal(CONFIG, f"--config.data.dir={tmp_path / 'none'}", f"--workdir={tmp_path / 'run'}")
+    assert f"{tmp_path / 'none' / 'manifest.json'} is missing; make the store: python tools/prepare_demo.py" in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def config(tiny_store):
+    return small_config(tiny_store)
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return tmp_path / "run"
+
+
+def test_unknown_solver(config):
+    config.eval.solvers = ("zero_filled", "l1_wavelets")
+    assert "did you mean 'l1_wavelet'?" in message_of(config_check.check, config)
+
+
+def test_batch_that_the_devices_cannot_share(config, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    config.eval.batch_size = 8
+    assert "training.batch_size is 4: it must be a multiple of 8" in message_of(config_check.check, config)
+
+
+def test_several_mistakes_are_told_at_once(config):
+    config.model.patch_size, config.optim.ema_rate = 3, 1.0
+    problems = config_check.find_problems(config)
+    assert len(problems) == 2 and "model.patch_size" in "".join(problems) and "optim.ema_rate" in "".join(problems)
+
+
+def test_truncated_data_file(config, tiny_store, tmp_path, workdir):
+    store = tmp_path / "store"
+    shutil.copytree(tiny_store, store)
+    [path] = (store / "acquisitions").rglob("*undersampled/**/*train.array_record*")
+    path.write_bytes(path.read_bytes()[:-100])
+    config.data.dir = str(store)
+    message = message_of(run_lib.train, config, str(workdir))
+    assert path.name in message and "bytes instead of" in message and "make the store again" in message
+    assert not workdir.exists()
+
+
+def test_store_of_another_image_size(config, workdir):
+    config.data.image_size = 64
+    message = message_of(run_lib.train, config, str(workdir))
+    assert "was made with image_size 32 (config: 64)" in message
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize("mode", [run_lib.evaluate, run_lib.sample])
+@pytest.mark.parametrize("exists", [True, False])
+def test_workdir_without_a_checkpoint(config, workdir, mode, exists):
+    if exists:
+        workdir.mkdir()
+    message = message_of(mode, config, str(workdir))
+    assert message.startswith("no checkpoint: ") and str(workdir) in message
+    assert workdir.exists() == exists and not list(workdir.glob("*"))
+
+
+def test_workdir_of_another_config(config, workdir):
+    open_workdir(workdir, config, "train").close()
+    before = hashes(workdir)
+    config.model.num_channels = 16
+    for mode in (run_lib.train, run_lib.evaluate, run_lib.sample):
+        message = message_of(mode, config, str(workdir))
+        assert "model.num_channels: 8 in" in message and "16 now" in message
+    assert hashes(workdir) == before
+
+
+def test_checkpoint_of_another_network(config, tmp_path, workdir):
+    """As it comes without its config.json: the shapes tell."""
+    experiment = run_lib.build(config)
+    export_params(tmp_path / "other", init_params(experiment.model, 0, experiment.image_shape), 7, {})
+    config.model.num_channels = 16
+    config.eval.checkpoint = str(tmp_path / "other")
+    for mode in (run_lib.evaluate, run_lib.sample):
+        message = message_of(mode, config, str(workdir))
+        assert "does not fit the config" in message and "set model.* as it was trained" in message
+    assert not workdir.exists()
+
+
+def test_checkpoint_folder_that_does_not_exist(config, tmp_path, workdir):
+    config.eval.checkpoint = str(tmp_path / "none")
+    assert f"the folder {tmp_path / 'none'} does not exist" in message_of(run_lib.evaluate, config, str(workdir))
+    assert not workdir.exists()
+
+
+def test_split_without_references(config, workdir):
+    config.eval.split = "train"
+    assert "has no split 'train'" in message_of(run_lib.evaluate, config, str(workdir))
+    assert not workdir.exists()
