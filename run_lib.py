@@ -99,6 +99,9 @@ def _train_loop(experiment: Experiment, run, data, metrics, saved) -> None:
     if restored is not None:
         state = restored[0]
     start = int(state.step)
+    measured = datasets.dataset_info(config)["sigma_data"]
+    if not 0.8 < config.denoiser.sigma_data / measured < 1.25:
+        logging.warning("denoiser.sigma_data is %g, the store's is %g", config.denoiser.sigma_data, measured)
     if config.data.acquisition == "full":
         logging.warning("this run trains on fully sampled, noiseless acquisitions: an oracle, not MSM")
     metrics.rewind(start)

@@ -167,6 +167,7 @@ def _write(folder: Path, settings: simulate.Settings, max_slices: int) -> dict:
         "counts": {split: len(ids) for split, ids in datasets["undersampled"]["ids"].items()},
         "scales": {e.volume: e.scale for examples in heads.values() for e in examples},
         "licences": list(LICENCES),
+        "notes": ["Coil maps, phase, masks and noise are simulated from magnitude images, not measured by a scanner."],
         "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
         **statistics,
     }

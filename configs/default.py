@@ -85,7 +85,7 @@ def get_config() -> ConfigDict:
     sampling.num_images = 16  # --mode sample
 
     config.solver = solver = ConfigDict()  # of the msm posterior solver; names as in config.sampling
-    solver.num_levels = 50
+    solver.num_levels = 30
     solver.w = 1
     solver.mask_keep = 1.0
     solver.mask_order = "iid"
@@ -96,13 +96,13 @@ def get_config() -> ConfigDict:
     solver.consistency = "least_squares"  # least_squares | entries (as published), see solvers/msm.py
     solver.cg_steps = 20  # of least_squares where masks are not whole columns; those are solved exactly
     solver.gamma = 1.0  # data-consistency step; 1 replaces acquired entries by their measured values
-    solver.eta = 0.85
+    solver.eta = 1.0
 
     config.eval = evaluation = ConfigDict()
     evaluation.split = "test"
     evaluation.acquisition = "undersampled"  # which acquisitions are reconstructed, whatever was trained on
     evaluation.solvers = ("zero_filled", "cg_sense", "l1_wavelet", "msm")
-    evaluation.num_samples = 4  # posterior samples per scan
+    evaluation.num_samples = 8  # posterior samples per scan
     evaluation.batch_size = 8
     evaluation.max_examples = 0  # 0: all
     evaluation.folder = "eval"  # inside workdir
