@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     model.num_channels = 64
     model.channel_mult = (1, 2, 2)
     model.num_res_blocks = 1
-    model.attention_resolutions = (8,)  # feature-map sizes
+    model.attention_resolutions = (16,)  # feature-map sizes after space-to-depth
     model.num_heads = 4
     model.num_head_channels = -1  # -1: use num_heads
     model.patch_size = 1  # space-to-depth factor before the first convolution

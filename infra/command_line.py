@@ -27,9 +27,9 @@ def parse(argv: list[str]) -> list[str]:
 
 def _mistake(error: BaseException | None, argv: list[str]) -> str:
     """What the user did wrong: absl and ml_collections wrap it, sometimes with its traceback as the message."""
-    from infra.config_check import SETTINGS  # loads JAX, which a command line without mistakes needs only later
-
     if isinstance(error, AttributeError):
+        from infra.config_check import SETTINGS  # loads JAX: not needed to tell the other mistakes
+
         for name in (a.partition("config.")[2].partition("=")[0] for a in argv if "config." in a.partition("=")[0]):
             if name not in SETTINGS:
                 return f"{name} is not a setting{nearest(name, SETTINGS)}; configs/default.py has all"

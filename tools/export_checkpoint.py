@@ -1,0 +1,43 @@
+"""Writes the averaged parameters of a run as a small checkpoint to share, with the config that they belong to.
+
+    python tools/export_checkpoint.py --config=configs/brain64_msm.py --workdir=workdir/brain64 --out=pretrained/brain64_msm
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import run_lib
+from infra import checkpoints, command_line, workdir
+from infra.atomic import atomic_write_json
+from infra.errors import UserError
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "The run's config.")
+flags.DEFINE_string("workdir", None, "Folder of the run.")
+flags.DEFINE_string("out", None, "Folder to write; use it as --config.eval.checkpoint.")
+flags.DEFINE_integer("step", None, "Which checkpoint; the newest if not given.", lower_bound=0)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    logging.set_verbosity(logging.WARNING)
+    try:
+        workdir.check_checkpoint_config(FLAGS.workdir, FLAGS.config)
+        template = run_lib.build(FLAGS.config).template_params()
+        params, step = checkpoints.load_ema_params(FLAGS.workdir, template, FLAGS.step)
+    except UserError as error:
+        command_line.fail(error)
+    path = checkpoints.export_params(FLAGS.out, params, step, {"step": step})
+    atomic_write_json(os.path.join(FLAGS.out, "config.json"), FLAGS.config.to_dict())
+    print(path)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir", "out"])
+    app.run(main, flags_parser=command_line.parse)
