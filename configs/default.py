@@ -95,6 +95,7 @@ def get_config() -> ConfigDict:
     solver.step = "renoise"  # renoise (published solver) | ddim
     solver.consistency = "least_squares"  # least_squares | entries (as published), see solvers/msm.py
     solver.cg_steps = 20  # of least_squares where masks are not whole columns; those are solved exactly
+    solver.damping = 1.0  # of least_squares: how much better than under a white prior the network's estimate is
     solver.gamma = 1.0  # data-consistency step; 1 replaces acquired entries by their measured values
     solver.eta = 1.0
 

@@ -91,6 +91,7 @@ SETTINGS: dict[str, Rule] = {
     "solver.start_sigma": number(above=0),
     "solver.consistency": choice("entries", "least_squares"),
     "solver.cg_steps": integer(1),
+    "solver.damping": number(0),
     "solver.gamma": number(0),
     # evaluation
     "eval.split": choice("train", "validation", "test"),

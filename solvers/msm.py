@@ -5,10 +5,11 @@ Park et al. 2025 (arXiv 2505.11853), section 4: no gradient passes through the n
   entries        every partial estimate moves towards the acquired entries that it holds (published for MRI),
                      s0 <- s0 - gamma M_y (s0 - y)
   least_squares  the aggregated estimate moves to the image that explains the data, x0 = T^H zhat being the prior mean,
-                     zhat <- T (x0 + gamma (T^H M_y T + mu I)^-1 T^H M_y (y - T x0)),   mu = (noise_std / r)^2
-                 with r^2 = sigma^2 sigma_d^2 / (sigma^2 + sigma_d^2), the estimate's variance under a white prior. With
-                 mu = 0 it is gamma H^+ (y - H x0), H = M_y T. It lets the coils fill in lines, which `entries` does
-                 not: several coils see one image, and their entries alone do not know it.
+                     zhat <- T (x0 + gamma (T^H M_y T + mu I)^-1 T^H M_y (y - T x0)),   mu = damping (noise_std / r)^2
+                 with r^2 = sigma^2 sigma_d^2 / (sigma^2 + sigma_d^2), the estimate's variance under a white prior; a
+                 good network's is smaller, hence damping > 1. With mu = 0 it is gamma H^+ (y - H x0), H = M_y T.
+
+Several coils see one image: `least_squares` lets them fill in lines, `entries` treats each coil's entries as its own.
 """
 
 from typing import Any
@@ -60,8 +61,9 @@ def get_msm_solver(config, experiment) -> Solver:
             return x0 + hyper["gamma"] * invert(residual, jnp.maximum(mu, MIN_DAMPING))
 
         def least_squares(zhat, sigma):
+            x0 = transform.adjoint(zhat, maps)
             variance = 1.0 / (sigma**-2 + config.denoiser.sigma_data**-2)
-            return transform.forward(closer_to_data(transform.adjoint(zhat, maps), noise_std**2 / variance), maps)
+            return transform.forward(closer_to_data(x0, hyper["damping"] * noise_std**2 / variance), maps)
 
         start = jnp.zeros(y.shape, transform.dtype)
         if settings.start_sigma < experiment.schedule.sigma_max:
@@ -78,7 +80,7 @@ def get_msm_solver(config, experiment) -> Solver:
 
     return Solver(
         solve=solve,
-        hyper={"gamma": config.solver.gamma, "eta": config.solver.eta},
+        hyper={name: config.solver[name] for name in ("gamma", "damping", "eta")},
         num_samples=num_samples,
         nfe=settings.num_levels * settings.w,
     )

@@ -70,7 +70,7 @@ def test_full_noiseless_data_return_the_exact_image_whatever_the_network_says(ch
     x = get_transform(config).adjoint(jnp.asarray(m.y), m.maps)
     full = full.replace(y=np.asarray(get_transform(config).forward(x, m.maps)))
     solver = get_solver(config, experiment(config), "msm")
-    samples = solver.solve(jax.random.key(0), PARAMS, full, {"gamma": 1.0, "eta": 0.85})
+    samples = solver.solve(jax.random.key(0), PARAMS, full, {"gamma": 1.0, "damping": 1.0, "eta": 0.85})
     np.testing.assert_allclose(samples, np.broadcast_to(x, samples.shape), atol=1e-5)
 
 
@@ -78,7 +78,7 @@ def test_acquired_entries_of_a_projection_equal_the_data_for_one_coil():
     config = solver_config(mask_keep=1.0)
     m = toy_measurement(coils=1)
     solver = get_solver(config, experiment(config), "msm")
-    x = solver.solve(jax.random.key(0), PARAMS, m, {"gamma": 1.0, "eta": 0.85})[0]
+    x = solver.solve(jax.random.key(0), PARAMS, m, {"gamma": 1.0, "damping": 1.0, "eta": 0.85})[0]
     z = get_transform(config).forward(x, m.maps)
     np.testing.assert_allclose(np.where(m.mask, z, 0), m.y, atol=2e-5)
 
@@ -115,7 +115,9 @@ def test_hyper_parameters_are_traced():
     solver = get_solver(config, experiment(config), "msm")
     solve = jax.jit(solver.solve)
     m = toy_measurement()
-    results = [solve(jax.random.key(0), PARAMS, m, {"gamma": g, "eta": e}) for g, e in ((1.0, 0.8), (0.5, 0.2))]
+    results = [
+        solve(jax.random.key(0), PARAMS, m, {"gamma": g, "damping": 1.0, "eta": e}) for g, e in ((1.0, 0.8), (0.5, 0.2))
+    ]
     assert solve._cache_size() == 1
     assert not np.allclose(results[0], results[1])
 

@@ -1,6 +1,6 @@
 """Writes the averaged parameters of a run as a small checkpoint to share, with the config that they belong to.
 
-    python tools/export_checkpoint.py --config=configs/brain64_msm.py --workdir=workdir/brain64 --out=pretrained/brain64_msm
+python tools/export_checkpoint.py --config=configs/brain64_msm.py --workdir=workdir/brain64 --out=pretrained/brain64_msm
 """
 
 import os
