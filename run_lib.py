@@ -143,10 +143,10 @@ def _train_loop(experiment: Experiment, run, data, metrics, saved) -> None:
 
 
 def _check_finite(values: dict[str, float], step: int) -> None:
-    bad = [name for name, value in values.items() if not np.isfinite(value)]
+    bad = [f"{name} is {value}" for name, value in values.items() if not np.isfinite(value)]
     if bad:
         raise UserError(
-            f"{bad[0]} is {values[bad[0]]} at step {step}: lower optim.learning_rate or set optim.grad_clip, "
+            f"{' and '.join(bad)} at step {step}: lower optim.learning_rate or set optim.grad_clip, "
             "then start again; the last checkpoint is kept"
         )
 
