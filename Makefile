@@ -27,7 +27,7 @@ demo: store  ## train on undersampled brain scans, reconstruct another person's,
 	@echo "pretrained, shipped: workdir/demo_pretrained/eval/report.html"
 
 test: $(VENV)/.dev  ## run the tests
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/.dev  ## check style, formatting and types
 	$(PY) -m ruff check .

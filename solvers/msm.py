@@ -24,7 +24,7 @@ from sampling import get_sampler, get_settings
 from solvers.registry import SOLVERS, Solver
 
 START_RIDGE = 0.003  # of the CG-SENSE image that a warm start begins from
-MIN_DAMPING = 1e-6  # keeps noiseless problems with a null space solvable in float32
+MIN_DAMPING = 1e-5  # keeps noiseless problems with a null space solvable in float32
 
 
 @SOLVERS.register("msm")

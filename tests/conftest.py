@@ -6,6 +6,7 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX is imported; set it yourself to run the tests elsewhere
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -13,6 +14,9 @@ from ml_collections import ConfigDict
 from builders.brain import BrainReferences
 from builders.store import default_settings, prepare_store
 from configs.default import get_config
+
+# Nearly all of a test's time is compilation of programs that run for milliseconds.
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

@@ -141,7 +141,7 @@ def test_the_training_split_has_no_references(tiny_config):
         ({"masks.acceleration": 6.0}, "acceleration 4.0 (config: 6.0)"),
         ({"masks.acs_lines": 6}, "acs_lines 4 (config: 6)"),
         ({"masks.name": "cartesian_equispaced"}, "mask cartesian_random (config: cartesian_equispaced)"),
-        ({"data.acquisition": "undersmapled"}, "'undersmapled', but"),
+        ({"data.acquisition": "undersmapled"}, "'undersmapled' is asked for"),
     ],
 )
 def test_a_store_of_other_settings_is_refused(tiny_config, change, expected):

@@ -25,7 +25,9 @@ def toy_measurement(batch=4, coils=3):
     mask = column_masks(SIZE, batch, acs=4)
     full = get_transform(toy_config()).forward(jnp.asarray(phantom(SIZE, batch)), jnp.asarray(maps))
     y = np.where(mask, full, 0).astype(np.complex64)
-    return Measurement(y, mask, maps.copy(), np.zeros(batch, np.float32), np.arange(10, 10 + batch, dtype=np.int32))
+    return Measurement(
+        y, mask, maps.copy(), np.full(batch, 0.02, np.float32), np.arange(10, 10 + batch, dtype=np.int32)
+    )
 
 
 def toy_config():

@@ -66,7 +66,7 @@ def test_full_noiseless_data_return_the_exact_image_whatever_the_network_says(ch
     config = solver_config(**changes)
     config.solver.num_levels = 12  # enough draws that every line is covered
     m = toy_measurement()
-    full = m.replace(mask=np.ones_like(m.mask))
+    full = m.replace(mask=np.ones_like(m.mask), noise_std=np.zeros(4, np.float32))
     x = get_transform(config).adjoint(jnp.asarray(m.y), m.maps)
     full = full.replace(y=np.asarray(get_transform(config).forward(x, m.maps)))
     solver = get_solver(config, experiment(config), "msm")
@@ -76,7 +76,7 @@ def test_full_noiseless_data_return_the_exact_image_whatever_the_network_says(ch
 
 def test_acquired_entries_of_a_projection_equal_the_data_for_one_coil():
     config = solver_config(mask_keep=1.0)
-    m = toy_measurement(coils=1)
+    m = toy_measurement(coils=1).replace(noise_std=np.zeros(4, np.float32))
     solver = get_solver(config, experiment(config), "msm")
     x = solver.solve(jax.random.key(0), PARAMS, m, {"gamma": 1.0, "damping": 1.0, "eta": 0.85})[0]
     z = get_transform(config).forward(x, m.maps)

@@ -85,7 +85,7 @@ def test_settings_that_may_change_are_recorded(tmp_path):
     with open_workdir(tmp_path, config, "train"):
         pass
     config.optim.learning_rate = 5e-4
-    config.eval.num_samples = 8
+    config.eval.num_samples = 5
     config.model.remat = True
     with open_workdir(tmp_path, config, "eval"):
         pass
@@ -94,7 +94,7 @@ def test_settings_that_may_change_are_recorded(tmp_path):
     entry = json.loads(line)
     assert entry["mode"] == "eval"
     assert entry["changes"] == {
-        "eval.num_samples": [4, 8],
+        "eval.num_samples": [8, 5],
         "model.remat": [False, True],
         "optim.learning_rate": [1e-3, 5e-4],
     }
