@@ -29,8 +29,8 @@ def compiler(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tiny_store, tmp_path_factory):
-    """The workdir of a run on a store with its references."""
-    folder = tmp_path_factory.mktemp("firewall") / "run"
+    """The workdir of a run on a store with its references; test_run_lib.py's, if that was here before."""
+    folder = tmp_path_factory.getbasetemp() / "straight"
     run_lib.train(small_config(tiny_store), str(folder))
     return folder
 

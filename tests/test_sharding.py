@@ -18,11 +18,16 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="module")
 def found():
     """What tests/sharding_check.py measures on four host devices; the number of devices is fixed when JAX starts."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
-    environment = {**os.environ, "XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
-    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of machine code: compiles faster, the same collectives
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip(),
+        # Threads of XLA's pool, by default one per core: four devices on two cores can then deadlock.
+        "PJRT_NPROC": "16",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # of machine code: compiles faster, the same collectives
+    }
     command = [sys.executable, "-m", "tests.sharding_check"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
