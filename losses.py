@@ -95,8 +95,9 @@ def get_msm_loss(config, schedule, transform, masks, denoise) -> LossFn:
         augment_key, thin_key, level_key, noise_key = (
             jax.vmap(lambda k, n=n: jax.random.fold_in(k, n))(keys) for n in range(4)
         )
+        if min_keep < 1:  # before the symmetries: they move the lines that p(S) always keeps
+            measurement = measurement.replace(mask=jax.vmap(thin)(thin_key, measurement.mask))
         measurement = augment(augment_key, measurement)
-        mask = jax.vmap(thin)(thin_key, measurement.mask) if min_keep < 1 else measurement.mask
         t = jax.vmap(schedule.sample)(level_key)
         noise = jax.vmap(lambda k: transform.noise(k, measurement.y.shape[1:]))(noise_key)
 
@@ -104,7 +105,16 @@ def get_msm_loss(config, schedule, transform, masks, denoise) -> LossFn:
             return denoise(params, s_t, mask, maps, t)
 
         return msm_loss(
-            bound, schedule, transform, weight, measurement.y, mask, measurement.maps, noise, t, config.loss.reduction
+            bound,
+            schedule,
+            transform,
+            weight,
+            measurement.y,
+            measurement.mask,
+            measurement.maps,
+            noise,
+            t,
+            config.loss.reduction,
         )
 
     return loss

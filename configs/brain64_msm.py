@@ -12,7 +12,7 @@ def get_config(variant: str = ""):
     config.model.patch_size = 2
     config.model.attention_resolutions = (8,)
     config.training.batch_size = 8
-    config.training.num_steps = 4500
+    config.training.num_steps = 10_000
     config.training.log_every = 25
     config.training.checkpoint_every = 500
     return variants.apply(config, variant, {"demo": demo, "smoke": variants.smoke})
