@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 import datasets
 import evaluation
-from infra import checkpoints, figures, report, sharding, workdir, writers
+from infra import checkpoints, figures, report, rounds, sharding, workdir, writers
 from infra.atomic import atomic_write_bytes, atomic_write_npz
 from infra.errors import UserError
 from infra.progress import Progress
@@ -185,21 +185,22 @@ def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, An
     with workdir.open_workdir(folder, config, "eval") as run:
         writers.setup_logging(run.root, "eval")
         runners = {name: sharding.data_parallel_solve(s.solve, experiment.mesh) for name, s in solvers.items()}
-        rounds, compiled = [], {}
+        done, compiled = [], {}
+        stamp = _stamp(config, solvers, params, info)
         with Progress(len(batches), 0, "eval", unit="round") as progress:
             for index, example in enumerate(batches):
-                path = run.path(f"{settings.folder}/rounds/round_{index:04d}.npz")
-                stamp = _stamp(config, step, info)
-                arrays = _read_round(path, stamp)
+                path = rounds.path_of(run.path(settings.folder), index)
+                arrays = rounds.read(path, stamp)
                 if arrays is None:
                     arrays = _solve_round(experiment, solvers, runners, compiled, params, example)
                     if jax.process_index() == 0:
-                        atomic_write_npz(path, **arrays, stamp=np.array(stamp))
-                rounds.append(arrays)
+                        rounds.write(path, stamp, arrays)
+                done.append(arrays)
                 progress.update(index + 1)
         if jax.process_index() != 0:
             return {}
-        return _report(config, run, rounds, solvers, info, step, command)
+        rounds.drop_beyond(run.path(settings.folder), len(batches))
+        return _report(config, run, done, solvers, info, step, command)
 
 
 def _load_params(experiment: Experiment, folder: str):
@@ -209,19 +210,14 @@ def _load_params(experiment: Experiment, folder: str):
     return checkpoints.load_ema_params(source, experiment.template_params())
 
 
-def _stamp(config: ConfigDict, step: int, info: dict[str, Any]) -> str:
+def _stamp(config: ConfigDict, solvers: dict[str, Solver], params, info: dict[str, Any]) -> str:
     """What a finished round depends on; a round of another stamp is computed again."""
-    sections = {name: config[name].to_dict() for name in ("solver", "denoiser", "schedule", "masks")}
-    return repr((step, config.seed, config.eval.to_dict(), sections, info["settings"]))
-
-
-def _read_round(path, stamp: str) -> dict[str, np.ndarray] | None:
-    if not path.exists():
-        return None
-    with np.load(path, allow_pickle=False) as stored:
-        if str(stored["stamp"]) != stamp:
-            return None
-        return {name: stored[name] for name in stored.files if name != "stamp"}
+    names = ("eval", "solver", "denoiser", "schedule", "transform", "model", "masks")
+    sections = {name: config[name].to_dict() for name in names}
+    sections["eval"].pop("checkpoint")  # the parameters themselves count, not where they lie
+    told = {name: (dict(solver.hyper), solver.nfe, solver.num_samples) for name, solver in solvers.items()}
+    data = {name: value for name, value in info.items() if name not in ("notes", "licences", "versions")}
+    return repr((config.seed, sections, told, rounds.checksum(params), data))
 
 
 def _solve_round(
@@ -229,7 +225,7 @@ def _solve_round(
 ) -> dict[str, np.ndarray]:
     """Runs every solver on one batch. The first call fills `compiled`, so that seconds hold no compilation."""
     key = sharding.replicate(jax.random.key(experiment.config.seed), experiment.mesh)
-    measurement = sharding.shard_batch(example.measurement, experiment.mesh)
+    measurement = sharding.shard_batch(sharding.local_share(example.measurement), experiment.mesh)
     batch_size = example.measurement.example_id.shape[0]
     arrays = {
         "example_id": example.measurement.example_id,
@@ -260,9 +256,9 @@ def _gather(array: jax.Array) -> np.ndarray:
     return multihost_utils.process_allgather(array, tiled=True)
 
 
-def _report(config, run, rounds, solvers: dict[str, Solver], info, step: int, command: str) -> dict[str, Any]:
+def _report(config, run, done, solvers: dict[str, Solver], info, step: int, command: str) -> dict[str, Any]:
     settings = config.eval
-    merged = evaluation.merge_rounds(rounds)
+    merged = evaluation.merge_rounds(done)
     rows = evaluation.measure_round(merged)
     masks = info["acceleration"]
     facts = {
@@ -320,7 +316,11 @@ def sample(config: ConfigDict, folder: str) -> None:
                 ids = np.arange(start, start + size)
                 batch = acquisitions.batch(ids % len(acquisitions))
                 batch = dataclasses.replace(batch, example_id=ids.astype(np.int32))
-                images.append(_gather(runner(key, params, sharding.shard_batch(batch, experiment.mesh), {}))[0])
+                images.append(
+                    _gather(
+                        runner(key, params, sharding.shard_batch(sharding.local_share(batch), experiment.mesh), {})
+                    )[0]
+                )
                 progress.update(min(total, start + size))
         images = np.concatenate(images)[:total]
         if jax.process_index() == 0:

@@ -101,7 +101,7 @@ def sampler_figures(experiment: run_lib.Experiment) -> dict[str, float]:
     images = jnp.zeros((rows, *experiment.image_shape))
     net = jax.jit(lambda p, x, t: experiment.model.apply({"params": p}, x, t))
     call = median_seconds(lambda: net(params, images, jnp.zeros(rows)), 5)
-    figures["network share"] = config.solver.num_levels * call / (figures["msm"] * batch)
+    figures["network share"] = msm.nfe / config.solver.w * call / (figures["msm"] * batch)
     return figures
 
 

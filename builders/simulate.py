@@ -173,7 +173,7 @@ def zero_filled(example: Simulated) -> np.ndarray:
 
 
 def volume_scale(examples: list[Simulated]) -> float:
-    """Scale factor of a volume: 99th percentile of the magnitude of its zero-filled images (design rule 11)."""
+    """Scale factor of a volume: 99th percentile of the magnitude of its zero-filled images."""
     return float(np.percentile([np.abs(zero_filled(example)) for example in examples], 99))
 
 

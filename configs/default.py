@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """Returns the defaults: a multi-coil MRI experiment in the units of design rule 11."""
+    """Returns the defaults: a multi-coil MRI experiment, in the units of docs/data.md."""
     config = ConfigDict()
     config.seed = 0  # of initialisation, training noise and sampling; every random number derives from it
 
@@ -96,7 +96,7 @@ def get_config() -> ConfigDict:
     solver.consistency = "least_squares"  # least_squares | entries (as published), see solvers/msm.py
     solver.cg_steps = 20  # of least_squares where masks are not whole columns; those are solved exactly
     solver.damping = 1.0  # of least_squares: how much better than under a white prior the network's estimate is
-    solver.gamma = 1.0  # data-consistency step; 1 replaces acquired entries by their measured values
+    solver.gamma = 1.0  # step towards the data; 1 is all the way (with entries: acquired ones get their values back)
     solver.eta = 1.0
 
     config.eval = evaluation = ConfigDict()

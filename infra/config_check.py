@@ -140,6 +140,14 @@ def _noise_levels_ascend(c: ConfigDict) -> str | None:
     return None if low < high else f"schedule.sigma_min is {low}: it must be less than schedule.sigma_max ({high})"
 
 
+@_must_fit("schedule.name", "schedule.sigma_min", "solver.start_sigma")
+def _start_is_noisier_than_the_end(c: ConfigDict) -> str | None:
+    start, low = c.solver.start_sigma, c.schedule.sigma_min
+    if c.schedule.name != "edm" or start > low:
+        return None
+    return f"solver.start_sigma is {start}: it must be more than schedule.sigma_min ({low})"
+
+
 @_must_fit("masks.acs_lines", "data.image_size")
 def _acs_inside_image(c: ConfigDict) -> str | None:
     if c.masks.acs_lines <= c.data.image_size:

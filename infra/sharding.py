@@ -25,6 +25,16 @@ def replicate(tree, mesh: Mesh):
     return jax.device_put(tree, replicated(mesh))
 
 
+def local_share(tree):
+    """This process's rows of host arrays that every process holds whole; the first axis divides by the processes."""
+
+    def rows(a):
+        size = len(a) // jax.process_count()
+        return a[jax.process_index() * size : (jax.process_index() + 1) * size]
+
+    return jax.tree.map(rows, tree)
+
+
 def shard_batch(tree, mesh: Mesh):
     """Host arrays holding this process's share of a batch -> global arrays split along their first axis."""
     sharding = NamedSharding(mesh, P(AXIS))

@@ -64,7 +64,7 @@ def open_workdir(workdir: str | os.PathLike, config: ConfigDict, mode: str) -> W
     Args:
       workdir: folder on a mounted file system; made if missing.
       config: the resolved settings.
-      mode: train | eval | tune | sample. Runs of different modes may share a workdir at the same time.
+      mode: train | eval | sample. Runs of different modes may share a workdir at the same time.
 
     Raises:
       UserError: the folder cannot be used, belongs to another config, or a live process runs this mode in it.

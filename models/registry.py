@@ -1,10 +1,13 @@
 """Finds a network by its config name: every network maps (noisy image, time) to an image of the same shape."""
 
+import importlib
+import pkgutil
 from collections.abc import Callable
 
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+import models
 from registry import Registry
 
 MODELS: Registry[Callable[[ConfigDict, int], nn.Module]] = Registry("model")
@@ -24,6 +27,6 @@ def get_model(config: ConfigDict, in_channels: int) -> nn.Module:
     Raises:
       UserError: unknown network, or settings that do not fit each other.
     """
-    from models import adm  # noqa: F401  (imported for its registration; at the top it would be a circle)
-
+    for module in pkgutil.iter_modules(models.__path__):  # every file may register networks
+        importlib.import_module(f"models.{module.name}")
     return MODELS[config.model.name](config, in_channels)

@@ -29,4 +29,4 @@ def get_cg_sense_solver(config, experiment) -> Solver:
         ridge = hyper["lam"]
         return conjugate_gradient(lambda x: normal(transform, x, mask, maps) + ridge * x, rhs, ITERATIONS)[None]
 
-    return Solver(solve=solve, hyper={"lam": 0.01})
+    return Solver(solve=solve, hyper={"lam": 0.001})

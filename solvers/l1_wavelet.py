@@ -69,4 +69,4 @@ def get_l1_wavelet_solver(config, experiment) -> Solver:
         (x, _, _), _ = jax.lax.scan(step, (rhs, rhs, jnp.float32(1)), jnp.asarray(shifts))
         return x[None]
 
-    return Solver(solve=solve, hyper={"lam": 0.002})
+    return Solver(solve=solve, hyper={"lam": 0.001})

@@ -82,5 +82,5 @@ def get_msm_solver(config, experiment) -> Solver:
         solve=solve,
         hyper={name: config.solver[name] for name in ("gamma", "damping", "eta")},
         num_samples=num_samples,
-        nfe=settings.num_levels * settings.w,
+        nfe=len(experiment.schedule.grid(settings.num_levels, settings.start_sigma)) * settings.w,
     )

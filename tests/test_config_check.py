@@ -141,6 +141,7 @@ IMAGES = {
         ({**IMAGES, "masks__drop": 16}, "masks.drop is 16: it must be less than the 16 blocks"),
         ({"schedule__name": "ddpm", "sampling__num_levels": 201}, "sampling.num_levels is 201: it must be at most 200"),
         ({"schedule__name": "ddpm", "solver__num_levels": 201}, "solver.num_levels is 201: it must be at most 200"),
+        ({"solver__start_sigma": 0.001}, "solver.start_sigma is 0.001: it must be more than schedule.sigma_min"),
         ({"optim__accumulate": 3}, "training.batch_size is 16: it must be a multiple of 3 = 1 devices"),
     ],
 )

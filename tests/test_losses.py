@@ -75,6 +75,27 @@ def test_loss_never_reads_what_was_not_acquired(config):
     np.testing.assert_allclose(loss_fn(PARAMS, garbage, key), loss_fn(PARAMS, measurement, key), rtol=1e-5)
 
 
+def test_thinning_keeps_the_calibration_lines_under_every_symmetry():
+    """A mirrored k-space has its calibration lines elsewhere; the loss must still see as many as were acquired."""
+    config = toy_config()
+    config.data.augment, config.loss.min_keep = ("flip",), 1e-6
+    schedule, transform, masks, denoise = parts(config)
+    seen = []
+
+    def spy(params, s_t, mask, maps, t):
+        seen.append(mask)
+        return denoise(params, s_t, mask, maps, t)
+
+    loss_fn = losses.get_loss_fn(config, schedule, transform, masks, spy)
+    acs = np.flatnonzero(np.asarray(masks.inclusion_probability()).ravel() >= 1)
+    mirrored = (2 * (SIZE // 2) - acs) % SIZE
+    assert set(acs) != set(mirrored)
+    for seed in range(4):
+        loss_fn(PARAMS, toy_measurement(), jax.random.key(seed))
+    for mask in np.concatenate([np.asarray(m)[:, 0, 0] for m in seen]):
+        assert mask[acs].all() or mask[mirrored].all()
+
+
 def test_perfect_denoiser_has_no_loss_and_reductions_differ_by_the_share_observed(config):
     schedule, transform, _, denoise = parts(config)
     m = toy_measurement()

@@ -13,7 +13,7 @@ from ml_collections import config_flags
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import run_lib
-from infra import checkpoints, command_line, workdir
+from infra import checkpoints, command_line, config_check, workdir
 from infra.atomic import atomic_write_json
 from infra.errors import UserError
 
@@ -28,6 +28,7 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     try:
+        config_check.check(FLAGS.config)
         workdir.check_checkpoint_config(FLAGS.workdir, FLAGS.config)
         template = run_lib.build(FLAGS.config).template_params()
         params, step = checkpoints.load_ema_params(FLAGS.workdir, template, FLAGS.step)

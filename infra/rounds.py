@@ -1,0 +1,53 @@
+"""Finished rounds of an evaluation on disk: each knows what it was computed from, so that only equal work is reused."""
+
+import logging
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from infra.atomic import atomic_write_npz
+
+
+def checksum(params: Any) -> int:
+    """CRC-32 over all parameters: equal networks, equal number, whatever folder they came from."""
+    total = 0
+    for leaf in jax.tree.leaves(params):
+        local = leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf  # parameters are replicated
+        total = zlib.crc32(np.ascontiguousarray(local).tobytes(), total)
+    return total
+
+
+def path_of(folder: Path, index: int) -> Path:
+    return folder / "rounds" / f"round_{index:04d}.npz"
+
+
+def read(path: Path, stamp: str) -> dict[str, np.ndarray] | None:
+    """Returns a finished round, or None if there is none of this stamp; a damaged file counts as none, and is told."""
+    if not path.exists():
+        return None
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            if str(stored["stamp"]) != stamp:
+                return None
+            return {name: stored[name] for name in stored.files if name != "stamp"}
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, zlib.error) as error:
+        logging.warning("%s is damaged (%s): this round is computed again", path, error)
+        return None
+
+
+def write(path: Path, stamp: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a round, whole or not at all."""
+    atomic_write_npz(path, **arrays, stamp=np.array(stamp))
+
+
+def drop_beyond(folder: Path, count: int) -> None:
+    """Deletes rounds of an earlier evaluation that had more of them: who reads the folder must not meet them."""
+    expected = {path_of(folder, index) for index in range(count)}
+    for path in (folder / "rounds").glob("round_*.npz"):
+        if path not in expected:
+            path.unlink()
