@@ -316,11 +316,8 @@ def sample(config: ConfigDict, folder: str) -> None:
                 ids = np.arange(start, start + size)
                 batch = acquisitions.batch(ids % len(acquisitions))
                 batch = dataclasses.replace(batch, example_id=ids.astype(np.int32))
-                images.append(
-                    _gather(
-                        runner(key, params, sharding.shard_batch(sharding.local_share(batch), experiment.mesh), {})
-                    )[0]
-                )
+                batch = sharding.shard_batch(sharding.local_share(batch), experiment.mesh)
+                images.append(_gather(runner(key, params, batch, {}))[0])
                 progress.update(min(total, start + size))
         images = np.concatenate(images)[:total]
         if jax.process_index() == 0:
