@@ -5,6 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+ROUNDING = 1e-6  # relative residual that float32 cannot improve on
+
 
 def conjugate_gradient(operator: Callable, b: jax.Array, steps: int) -> jax.Array:
     """Solves `operator(x) = b` for Hermitian positive operators, every example of the batch on its own, from x = 0.
@@ -12,7 +14,8 @@ def conjugate_gradient(operator: Callable, b: jax.Array, steps: int) -> jax.Arra
     Args:
       operator: maps (B,...) to (B,...), acting on each example separately.
       b: (B,...) real or complex.
-      steps: number of iterations, static; memory does not depend on it.
+      steps: largest number of iterations; fewer run where every example has converged to rounding before, as a whole
+        measurement does in one. Memory does not depend on it.
     """
     axes = tuple(range(1, b.ndim))
 
@@ -22,13 +25,18 @@ def conjugate_gradient(operator: Callable, b: jax.Array, steps: int) -> jax.Arra
     def ratio(p, q):  # an example that has converged (0/0) takes a step of length 0
         return jnp.where(q > 0, p / jnp.where(q > 0, q, 1), 0)
 
-    def step(carry, _):
-        x, r, p, rr = carry
+    energy = dot(b, b)
+
+    def unfinished(carry):
+        *_, rr, count = carry
+        return (count < steps) & jnp.any(rr > ROUNDING**2 * energy)
+
+    def step(carry):
+        x, r, p, rr, count = carry
         ap = operator(p)
         length = ratio(rr, dot(p, ap))
         x, r = x + length * p, r - length * ap
         rr_new = dot(r, r)
-        return (x, r, r + ratio(rr_new, rr) * p, rr_new), None
+        return x, r, r + ratio(rr_new, rr) * p, rr_new, count + 1
 
-    (x, *_), _ = jax.lax.scan(step, (jnp.zeros_like(b), b, b, dot(b, b)), length=steps)
-    return x
+    return jax.lax.while_loop(unfinished, step, (jnp.zeros_like(b), b, b, energy, 0))[0]
