@@ -1,6 +1,8 @@
 """Training losses from measurements alone, and the optimiser step that every device runs."""
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.struct
@@ -69,20 +71,99 @@ def msm_loss(denoise, schedule, transform, weight, s, mask, maps, noise, t, redu
     """
     sigma = schedule.sigma(t)
     s_t = jnp.where(mask, per_example(schedule.alpha(t), s) * (s + per_example(sigma, s) * noise), 0)
-    out = denoise(s_t, mask, maps, t)
-    axes = tuple(range(1, s.ndim))
-    error = jnp.sum(jnp.where(mask, jnp.abs(s - out.s0) ** 2, 0), axis=axes)
-    seen = jnp.broadcast_to(mask, s.shape) if reduction == "observed" else jnp.ones(s.shape, bool)
-    return weight(sigma) * error / (transform.real_scalars * jnp.sum(seen, axis=axes))
+    error = jnp.where(mask, s - denoise(s_t, mask, maps, t).s0, 0)
+    counted = mask if reduction == "observed" else jnp.ones_like(mask)
+    return weight(sigma) * real_mean(error, error, observed_scalars(transform, counted, s.shape))
 
 
-@LOSSES.register("msm")
-def get_msm_loss(config, schedule, transform, masks, denoise) -> LossFn:
-    """MSM for (nearly) noiseless measurements: denoise a random share of what was acquired, one level per example."""
+def real_mean(values: jax.Array, other: jax.Array, count: jax.Array) -> jax.Array:
+    """(B,): the real inner product <values, other> of each example, divided by `count`."""
+    return jnp.sum((jnp.conj(values) * other).real, axis=tuple(range(1, values.ndim))) / count
+
+
+def observed_scalars(transform: Transform, mask, shape: tuple[int, ...]) -> jax.Array:
+    """(B,): how many real scalars of a measurement of this shape lie inside the mask."""
+    return transform.real_scalars * jnp.sum(jnp.broadcast_to(mask, shape), axis=tuple(range(1, len(shape))))
+
+
+def sure(denoised, shifted, s, probe, rho, tau, count) -> jax.Array:
+    """Stein's unbiased risk estimate of |D(s) - x|^2 / m for s = x + rho n, without x (method.md section 3).
+
+    |D(s) - s|^2/m - rho^2 + 2 rho^2/(tau m) <b, D(s + tau b) - D(s)>
+
+    Args:
+      denoised, shifted: D(s) and D(s + tau b), shape of s, 0 outside the mask.
+      s, probe: the noisy measurement and b ~ N(0,1) per real scalar, both 0 outside the mask.
+      rho: (B,) noise standard deviation per real scalar.
+      tau: step of the finite difference, in units of s.
+      count: (B,) m, number of observed real scalars.
+
+    Returns:
+      (B,) float32.
+    """
+    divergence = real_mean(probe, shifted - denoised, count) / tau
+    return real_mean(denoised - s, denoised - s, count) - rho**2 + 2 * rho**2 * divergence
+
+
+def msm_sure_loss(
+    denoise, schedule, transform, weight, s, mask, maps, rho, noise, probe, t, tau, reduction="observed", count=None
+) -> tuple[jax.Array, jax.Array]:
+    """The two terms of the loss for noisy measurements (method.md section 3), each (B,) float32 and not yet summed.
+
+    With u = s + sqrt(sigma^2 - rho^2) n where sigma > rho, and a = 1 - rho^2/sigma^2, the first term is
+    weight(sigma) mean |s - a D_sigma(u) - (1 - a) u|^2: by Tweedie its minimiser denoises to the noise-free s. Where
+    sigma <= rho there is no data of so little noise: y1 = D_rho(s), kept constant, takes its place, and the term is
+    weight(sigma) mean |y1 - D_sigma(y1 + sigma n)|^2. The second term is `sure` of D_rho, not weighted.
+
+    Args:
+      denoise, schedule, transform, weight, s, mask, maps, noise, t, reduction: as in `msm_loss`.
+      rho: (B,) noise standard deviation of s per real scalar, more than 0.
+      probe: N(0,1) per real scalar, shape of s.
+      tau: step of the finite difference in `sure`.
+      count: m of `sure`, if it is not to be the number of observed real scalars.
+
+    The three network calls are two: D_rho(s) and D_rho(s + tau b) share one of twice the batch.
+    """
+    s, probe = jnp.where(mask, s, 0), jnp.where(mask, probe, 0)
+    sigma, level = schedule.sigma(t), schedule.level(rho)
+
+    def twice(a) -> Any:
+        return None if a is None else jnp.concatenate([a, a])
+
+    both = per_example(twice(schedule.alpha(level)), s) * jnp.concatenate([s, s + tau * probe])
+    clean, shifted = jnp.split(denoise(both, twice(mask), twice(maps), twice(level)).s0, 2)
+    observed = observed_scalars(transform, mask, s.shape)
+    risk = sure(clean, shifted, s, probe, rho, tau, observed if count is None else count)
+
+    above = sigma > rho
+    target = jnp.where(per_example(above, s), s, jax.lax.stop_gradient(clean))
+    added = jnp.where(above, jnp.sqrt(jnp.maximum(sigma**2 - rho**2, 0)), sigma)
+    u = jnp.where(mask, target + per_example(added, s) * noise, 0)
+    s0 = denoise(per_example(schedule.alpha(t), s) * u, mask, maps, t).s0
+    share = per_example(jnp.where(above, 1 - (rho / sigma) ** 2, 1), s)
+    error = target - share * s0 - (1 - share) * u
+    total = observed if reduction == "observed" else observed_scalars(transform, jnp.ones_like(mask), s.shape)
+    return weight(sigma) * real_mean(error, error, total), risk
+
+
+Prepare = Callable[[jax.Array, Measurement], Measurement]
+
+
+def get_prepare_fn(config, transform: Transform, masks: MaskDistribution) -> Prepare:
+    """Returns prepare(keys (B,), measurement) -> Measurement: what a training step makes of a stored acquisition.
+
+    A random share of the acquired entries is left out (`loss.min_keep`) and a random exact symmetry is applied
+    (`data.augment`). The ablation `loss.redraw` first draws a fresh mask and fresh noise, as the published code does;
+    it needs fully sampled, noiseless acquisitions, which is why it is not MSM.
+    """
     augment = get_augment_fn(config)
-    weight = get_loss_weight(config)
     always = masks.inclusion_probability() >= 1.0
-    min_keep = config.loss.min_keep
+    min_keep, redraw_std = config.loss.min_keep, config.loss.redraw_noise_std
+
+    def redraw(key, y):
+        mask_key, noise_key = jax.random.split(key)
+        mask = masks.sample(mask_key)
+        return jnp.where(mask, y + redraw_std * transform.noise(noise_key, y.shape), 0), mask
 
     def thin(key, mask):
         """Keeps a random share of the acquired entries, and all that p(S) always keeps."""
@@ -90,32 +171,100 @@ def get_msm_loss(config, schedule, transform, masks, denoise) -> LossFn:
         share = jax.random.uniform(share_key, minval=min_keep, maxval=1.0)
         return mask & (always | (jax.random.uniform(keep_key, mask.shape) < share))
 
+    def prepare(keys, measurement):
+        if config.loss.redraw:
+            y, mask = jax.vmap(redraw)(split_keys(keys, 4), measurement.y)
+            noise_std = jnp.full_like(measurement.noise_std, redraw_std)
+            measurement = measurement.replace(y=y, mask=mask, noise_std=noise_std)
+        if min_keep < 1:  # before the symmetries: they move the lines that p(S) always keeps
+            measurement = measurement.replace(mask=jax.vmap(thin)(split_keys(keys, 1), measurement.mask))
+        return augment(split_keys(keys, 0), measurement)
+
+    return prepare
+
+
+def split_keys(keys: jax.Array, number: int) -> jax.Array:
+    """(B,) keys of the stream `number` of each example: 0 symmetry, 1 share, 2 level, 3 noise, 4 redraw, 5 probe."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def draw_noise(transform: Transform, keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """N(0,1) per real scalar, of the given batched shape, one key per example."""
+    return jax.vmap(lambda key: transform.noise(key, shape[1:]))(keys)
+
+
+@LOSSES.register("msm")
+def get_msm_loss(config, schedule, transform, masks, denoise) -> LossFn:
+    """MSM for (nearly) noiseless measurements: denoise a random share of what was acquired, one level per example."""
+    weight, prepare = get_loss_weight(config), get_prepare_fn(config, transform, masks)
+
     def loss(params, measurement, key):
         keys = example_keys(key, measurement.example_id)
-        augment_key, thin_key, level_key, noise_key = (
-            jax.vmap(lambda k, n=n: jax.random.fold_in(k, n))(keys) for n in range(4)
-        )
-        if min_keep < 1:  # before the symmetries: they move the lines that p(S) always keeps
-            measurement = measurement.replace(mask=jax.vmap(thin)(thin_key, measurement.mask))
-        measurement = augment(augment_key, measurement)
-        t = jax.vmap(schedule.sample)(level_key)
-        noise = jax.vmap(lambda k: transform.noise(k, measurement.y.shape[1:]))(noise_key)
+        m = prepare(keys, measurement)
+        t = jax.vmap(schedule.sample)(split_keys(keys, 2))
+        noise = draw_noise(transform, split_keys(keys, 3), m.y.shape)
+        bound = partial(denoise, params)
+        return msm_loss(bound, schedule, transform, weight, m.y, m.mask, m.maps, noise, t, config.loss.reduction)
 
-        def bound(s_t, mask, maps, t):
-            return denoise(params, s_t, mask, maps, t)
+    return loss
 
-        return msm_loss(
-            bound,
-            schedule,
-            transform,
-            weight,
-            measurement.y,
-            measurement.mask,
-            measurement.maps,
-            noise,
-            t,
-            config.loss.reduction,
-        )
+
+@LOSSES.register("msm_sure")
+def get_msm_sure_loss(config, schedule, transform, masks, denoise) -> LossFn:
+    """MSM for noisy measurements: `msm_sure_loss` with the noise level that travels with each measurement.
+
+    The published code weights the risk like the first term, by 1/sigma_t^2. That is what 'eps' does here; 'edm' weights
+    it by 1/c_out^2 at rho, the level it speaks of, which has the same minimiser and less variance.
+    """
+    weight, prepare = get_loss_weight(config), get_prepare_fn(config, transform, masks)
+    published_weight, settings = config.denoiser.parametrization == "eps", config.loss
+
+    def loss(params, measurement, key):
+        keys = example_keys(key, measurement.example_id)
+        m = prepare(keys, measurement)
+        t = jax.vmap(schedule.sample)(split_keys(keys, 2))
+        noise, probe = (draw_noise(transform, split_keys(keys, n), m.y.shape) for n in (3, 5))
+        count = reference_count(config, transform, m.y.shape) if settings.sure_count == "reference" else None
+        bound = partial(denoise, params)
+        fit, risk = msm_sure_loss(
+            bound, schedule, transform, weight, m.y, m.mask, m.maps, m.noise_std, noise, probe, t,
+            settings.sure_tau, settings.reduction, count,
+        )  # fmt: skip
+        risk_weight = weight(schedule.sigma(t) if published_weight else m.noise_std)
+        return fit + settings.sure_weight * risk_weight * risk
+
+    return loss
+
+
+def reference_count(config, transform: Transform, shape: tuple[int, ...]) -> float:
+    """m of the published code: an image's real scalars over R for MRI, over the dropped share (0.4) for images.
+
+    It counts 2.5 times too many for images and forgets the coils; for reproducing published runs only.
+    """
+    image = math.prod(transform.image_shape(shape)[1:]) * transform.real_scalars
+    masks = config.masks
+    return image / (round(masks.drop / masks.grid**2, 1) if masks.name == "random_boxes" else masks.acceleration)
+
+
+@LOSSES.register("dsm")
+def get_dsm_loss(config, schedule, transform, masks, denoise) -> LossFn:
+    """Denoising score matching on clean images (Ho et al. 2020), the oracle: weight(sigma) mean |x - x0_hat|^2.
+
+    x = T^H y of a fully sampled, noiseless acquisition; noise is added to the image, and the network sees T of it
+    through the same seam as every other loss, with a mask of ones.
+    """
+    weight, augment = get_loss_weight(config), get_augment_fn(config)
+
+    def loss(params, measurement, key):
+        keys = example_keys(key, measurement.example_id)
+        m = augment(split_keys(keys, 0), measurement)
+        t = jax.vmap(schedule.sample)(split_keys(keys, 2))
+        sigma = schedule.sigma(t)
+        x = transform.adjoint(m.y, m.maps)
+        noisy = x + per_example(sigma, x) * draw_noise(transform, split_keys(keys, 3), x.shape)
+        z_t = per_example(schedule.alpha(t), m.y) * transform.forward(noisy, m.maps)
+        error = x - transform.adjoint(denoise(params, z_t, jnp.ones_like(m.mask), m.maps, t).z0, m.maps)
+        return weight(sigma) * real_mean(error, error, transform.real_scalars * math.prod(x.shape[1:]))
 
     return loss
 

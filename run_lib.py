@@ -78,6 +78,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> Experime
 def train(config: ConfigDict, folder: str) -> None:
     """Trains, or resumes training, in `folder` until `training.num_steps`."""
     data = datasets.get_train_iterator(config)  # opens acquisitions only; before anything is written
+    _check_noise(config)
     experiment = build(config)
     with workdir.open_workdir(folder, config, "train") as run:
         writers.setup_logging(run.root, "train")
@@ -102,7 +103,9 @@ def _train_loop(experiment: Experiment, run, data, metrics, saved) -> None:
     measured = datasets.dataset_info(config)["sigma_data"]
     if not 0.8 < config.denoiser.sigma_data / measured < 1.25:
         logging.warning("denoiser.sigma_data is %g, the store's is %g", config.denoiser.sigma_data, measured)
-    if config.data.acquisition == "full":
+    if config.loss.redraw:
+        logging.warning("loss.redraw: fresh masks and noise come from clean data at every step; an ablation, not MSM")
+    elif config.data.acquisition == "full":
         logging.warning("this run trains on fully sampled, noiseless acquisitions: an oracle, not MSM")
     metrics.rewind(start)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -140,6 +143,13 @@ def _train_loop(experiment: Experiment, run, data, metrics, saved) -> None:
                 if jax.process_index() == 0:
                     path = run.path(f"samples/step_{step:07d}.png")
                     atomic_write_bytes(path, figures.encode_png(picture))
+
+
+def _check_noise(config: ConfigDict) -> None:
+    """Raises UserError where the loss needs noisy data and the store's have none."""
+    noise_std = datasets.dataset_info(config)["settings"]["noise_std"]
+    if config.loss.name == "msm_sure" and not config.loss.redraw and not noise_std > 0:
+        raise UserError(f"{config.data.dir} has noise_std {noise_std}: loss.name 'msm_sure' needs noise; take 'msm'")
 
 
 def _check_finite(values: dict[str, float], step: int) -> None:

@@ -1,4 +1,4 @@
-"""The upper bound of brain64_msm: the same network and budget trained on fully sampled, noiseless acquisitions.
+"""The upper bound of brain64_msm: the same network and budget trained on clean images (denoising score matching).
 
     python main.py --config=configs/brain64_oracle.py --workdir=workdir/brain64_oracle --mode=train
 
@@ -12,5 +12,5 @@ def get_config(variant: str = ""):
     """Variants as in brain64_msm."""
     config = brain64_msm.get_config(variant)
     config.data.acquisition = "full"
-    config.loss.min_keep = 1.0
+    config.loss.name = "dsm"
     return config

@@ -51,9 +51,14 @@ def get_config() -> ConfigDict:
     schedule.train_stride = 5  # ddpm only: train on timesteps 0, 5, ..., 995
 
     config.loss = loss = ConfigDict()
-    loss.name = "msm"
+    loss.name = "msm"  # msm | msm_sure (noisy measurements) | dsm (clean images: the oracle)
     loss.reduction = "observed"  # observed | all (the published code's: mean over measured and unmeasured scalars)
     loss.min_keep = 0.7  # each example keeps a uniform(min_keep, 1) share of its acquired lines; 1 keeps all
+    loss.sure_weight = 0.05  # msm_sure: weight of the risk estimate beside the denoising term
+    loss.sure_tau = 0.005  # msm_sure: step of the finite difference that measures the network's divergence
+    loss.sure_count = "observed"  # msm_sure: observed | reference (the published code's wrong count of scalars)
+    loss.redraw = False  # ablation that sees clean data: a fresh mask and fresh noise at every step
+    loss.redraw_noise_std = 0.0  # noise per real scalar that the ablation adds
 
     config.optim = optim = ConfigDict()
     optim.learning_rate = 1e-3

@@ -70,6 +70,11 @@ SETTINGS: dict[str, Rule] = {
     "loss.name": name(registered("losses", "LOSSES")),
     "loss.reduction": choice("observed", "all"),
     "loss.min_keep": number(above=0, high=1),
+    "loss.sure_weight": number(0),
+    "loss.sure_tau": number(above=0),
+    "loss.sure_count": choice("observed", "reference"),
+    "loss.redraw": flag(),
+    "loss.redraw_noise_std": number(0),
     "optim.learning_rate": number(above=0),
     "optim.warmup_steps": integer(0),
     "optim.decay": choice("cosine", "constant"),
@@ -211,6 +216,24 @@ def _symmetries_fit_transform(c: ConfigDict) -> str | None:
     if not bad:
         return None
     return f"data.augment has {bad}: {c.transform.name!r} measurements have only the symmetries {', '.join(valid)}"
+
+
+@_must_fit("loss.name", "loss.redraw", "data.acquisition")
+def _loss_fits_data(c: ConfigDict) -> str | None:
+    clean = [text for text, used in (("loss.name 'dsm'", c.loss.name == "dsm"), ("loss.redraw", c.loss.redraw)) if used]
+    if len(clean) == 2:
+        return "loss.redraw is True: loss.name 'dsm' has no masks to redraw; set it to False"
+    if clean and c.data.acquisition != "full":
+        return f"data.acquisition is {c.data.acquisition!r}: {clean[0]} needs 'full', clean data"
+    return None
+
+
+@_must_fit("loss.name", "loss.redraw", "loss.redraw_noise_std", "data.acquisition")
+def _risk_needs_noise(c: ConfigDict) -> str | None:
+    if c.loss.name != "msm_sure" or (c.loss.redraw_noise_std > 0 if c.loss.redraw else c.data.acquisition != "full"):
+        return None
+    mend = "set loss.redraw_noise_std" if c.loss.redraw else "take data.acquisition 'undersampled' or loss.name 'msm'"
+    return f"loss.name is 'msm_sure': its data have no noise; {mend}"
 
 
 @_must_fit("masks.name", "masks.grid", "masks.drop", "data.image_size")

@@ -206,3 +206,21 @@ def test_checking_takes_less_than_three_seconds():
     begin = time.monotonic()
     find_problems(changed(loss__name="mms"))
     assert time.monotonic() - begin < 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"loss__name": "dsm"}, "data.acquisition is 'undersampled': loss.name 'dsm' needs 'full', clean data"),
+        ({"loss__redraw": True}, "data.acquisition is 'undersampled': loss.redraw needs 'full', clean data"),
+        ({"loss__name": "dsm", "loss__redraw": True, "data__acquisition": "full"}, "has no masks to redraw"),
+        ({"loss__name": "msm_sure", "data__acquisition": "full"}, "take data.acquisition 'undersampled'"),
+        (
+            {"loss__name": "msm_sure", "data__acquisition": "full", "loss__redraw": True},
+            "its data have no noise; set loss.redraw_noise_std",
+        ),
+    ],
+)
+def test_losses_ask_for_the_data_that_they_need(changes, told):
+    (problem,) = find_problems(changed(**changes))
+    assert told in problem

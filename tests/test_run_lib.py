@@ -168,3 +168,13 @@ def test_a_solver_that_does_not_exist_is_refused_before_anything_is_written(conf
     with pytest.raises(UserError, match="unknown solver 'mms'; did you mean 'msm'"):
         run_lib.evaluate(config, str(trained))
     assert not (trained / "other").exists()
+
+
+def test_a_loss_for_noisy_data_refuses_a_store_without_noise(config, tmp_path, monkeypatch):
+    config.loss.name = "msm_sure"
+    info = run_lib.datasets.dataset_info(config)
+    quiet = {**info, "settings": {**info["settings"], "noise_std": 0.0}}
+    monkeypatch.setattr(run_lib.datasets, "dataset_info", lambda *_: quiet)
+    message = message_of(run_lib.train, config, str(tmp_path / "run"))
+    assert "has noise_std 0.0: loss.name 'msm_sure' needs noise" in message
+    assert not (tmp_path / "run").exists()
