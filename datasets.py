@@ -6,7 +6,7 @@ calls. A store is checked against its manifest and the config before any record 
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ import tensorflow_datasets as tfds
 
 from infra.errors import UserError
 from operators.measurement import EvalExample, Measurement
+from operators.tasks import get_task, simulate
+from operators.transform import get_transform
 
 PADDING_ID = -1
 _ENDLESS = 2**40  # batches
@@ -234,8 +236,11 @@ def open_references(config, split: str) -> References:
 def eval_batches(config, split: str, batch_size: int, max_examples: int = 0) -> Iterator[EvalExample]:
     """Yields the examples of a split with their references, in the order of ids, in batches of one size.
 
+    Measurements are the store's where `config.task.name` is 'acquired'; else they are simulated from the references,
+    with masks and noise that depend on the task's seed and the example's id alone, and the store's coil maps.
+
     Args:
-      config: uses data and masks.
+      config: uses data, masks and task.
       split: 'validation' or 'test'.
       batch_size: examples per batch; the last batch is filled up with copies of its first example whose id is -1.
       max_examples: 0, or how many examples, evenly spread over the split.
@@ -259,7 +264,23 @@ def eval_batches(config, split: str, batch_size: int, max_examples: int = 0) -> 
             padding = batch_size - len(indices)
             padded = np.concatenate([indices, np.repeat(indices[:1], padding)])
             measurement = acquisitions.batch(padded)
+            images = references.batch(padded)
+            measurement = measurement if simulated is None else simulated(images, measurement)
             ids = np.where(np.arange(batch_size) < len(indices), measurement.example_id, PADDING_ID).astype(np.int32)
-            yield EvalExample(dataclasses.replace(measurement, example_id=ids), references.batch(padded))
+            yield EvalExample(dataclasses.replace(measurement, example_id=ids), images)
 
+    simulated = _get_task_fn(config)
     return batches()
+
+
+def _get_task_fn(config) -> Callable[[np.ndarray, Measurement], Measurement] | None:
+    """Returns measure(images, acquired) -> numpy Measurement of the task; None where the acquisitions are the task."""
+    if config.task.name == "acquired":
+        return None
+    task, seed, noise_std = get_task(config, get_transform(config)), config.task.seed, config.task.noise_std
+    run = jax.jit(lambda images, maps, ids: simulate(task, images, maps, ids, seed, noise_std))
+
+    def measure(images, acquired):
+        return jax.tree.map(np.asarray, run(images, acquired.maps, acquired.example_id))
+
+    return measure

@@ -22,8 +22,11 @@ from losses import get_loss_fn, get_optimizer, get_step_fn, init_state
 from models.denoiser import get_denoise_fn
 from models.init import init_params, param_shapes
 from models.registry import get_model
+from operators.acquisition import Acquisition
 from operators.masks import MaskDistribution, get_masks
 from operators.measurement import Measurement
+from operators.operator import Operator
+from operators.tasks import Task, get_task
 from operators.transform import Transform, get_transform
 from sampling import get_sampling_fn
 from sde_lib import Schedule, get_schedule
@@ -33,12 +36,16 @@ from solvers.registry import Solver
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything static that a config describes; built once, closed over by all that is compiled."""
+    """Everything static that a config describes; built once, closed over by all that is compiled.
+
+    `operator` is the H of what solvers are given: the store's acquisitions, until evaluation puts its task's there.
+    """
 
     config: ConfigDict
     mesh: jax.sharding.Mesh
     schedule: Schedule
     transform: Transform
+    operator: Operator
     masks: MaskDistribution
     model: Any
     denoise: Callable
@@ -69,6 +76,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> Experime
         mesh=sharding.get_mesh() if mesh is None else mesh,
         schedule=schedule,
         transform=transform,
+        operator=Acquisition(transform, config.solver.cg_steps),
         masks=get_masks(config),
         model=model,
         denoise=get_denoise_fn(config, schedule, transform, net),
@@ -190,6 +198,8 @@ def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, An
     settings = config.eval
     batches = list(datasets.eval_batches(config, settings.split, settings.batch_size, settings.max_examples))
     experiment = build(config)
+    task = get_task(config, experiment.transform)
+    experiment = dataclasses.replace(experiment, operator=task.operator)
     solvers = {name: get_solver(config, experiment, name) for name in settings.solvers}
     params, step = _load_params(experiment, folder)
     with workdir.open_workdir(folder, config, "eval") as run:
@@ -210,7 +220,7 @@ def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, An
         if jax.process_index() != 0:
             return {}
         rounds.drop_beyond(run.path(settings.folder), len(batches))
-        return _report(config, run, done, solvers, info, step, command)
+        return _report(config, run, done, solvers, task, info, step, command)
 
 
 def _load_params(experiment: Experiment, folder: str):
@@ -222,7 +232,7 @@ def _load_params(experiment: Experiment, folder: str):
 
 def _stamp(config: ConfigDict, solvers: dict[str, Solver], params, info: dict[str, Any]) -> str:
     """What a finished round depends on; a round of another stamp is computed again."""
-    names = ("eval", "solver", "denoiser", "schedule", "transform", "model", "masks")
+    names = ("eval", "task", "solver", "denoiser", "schedule", "transform", "model", "masks")
     sections = {name: config[name].to_dict() for name in names}
     sections["eval"].pop("checkpoint")  # the parameters themselves count, not where they lie
     told = {name: (dict(solver.hyper), solver.nfe, solver.num_samples) for name, solver in solvers.items()}
@@ -242,6 +252,8 @@ def _solve_round(
         "reference": example.reference,
         "mask": example.measurement.mask,
     }
+    if example.measurement.mask[0].size == 1:  # all of y is measured: y itself is the picture to show
+        arrays["measured"] = example.measurement.y
     for name, solver in solvers.items():
         arguments = (key, params, measurement, dict(solver.hyper))
         if name not in compiled:
@@ -266,24 +278,21 @@ def _gather(array: jax.Array) -> np.ndarray:
     return multihost_utils.process_allgather(array, tiled=True)
 
 
-def _report(config, run, done, solvers: dict[str, Solver], info, step: int, command: str) -> dict[str, Any]:
-    settings = config.eval
+def _report(config, run, done, solvers: dict[str, Solver], task: Task, info, step: int, command: str) -> dict[str, Any]:
+    settings, images = config.eval, config.data.num_coils == 0
     merged = evaluation.merge_rounds(done)
     rows = evaluation.measure_round(merged)
-    masks = info["acceleration"]
     facts = {
-        "title": f"Reconstruction of {settings.split} scans",
+        "title": f"Reconstruction of {settings.split} {'images' if images else 'scans'}",
         "notes": info.get("notes", []),
         "command": command,
         "checkpoint": settings.checkpoint or "this workdir",
         "training step": step,
         "slices": len(merged["example_id"]),
         "image size": config.data.image_size,
-        "coils": config.data.num_coils,
-        "acceleration, nominal": masks["nominal"],
-        "acceleration, effective": round(masks["effective"][settings.split], 2),
+        **({} if images else {"coils": config.data.num_coils}),
+        **_measurement_facts(config, task, info, merged["mask"]),
         "split": f"{settings.split} of {config.data.dir}",
-        "noise std per real and imaginary entry": info["settings"]["noise_std"],
         "seed": config.seed,
         "hyper-parameters": {name: dict(s.hyper) for name, s in solvers.items() if s.hyper},
     }
@@ -301,6 +310,25 @@ def _report(config, run, done, solvers: dict[str, Solver], info, step: int, comm
     page = report.write_report(folder, summary, rows, merged)
     logging.info("%s\nreport: %s", evaluation.format_table(summary), page)
     return summary
+
+
+def _measurement_facts(config: ConfigDict, task: Task, info: dict[str, Any], masks: np.ndarray) -> dict[str, Any]:
+    """What the report says about the task: its parameters, how much of y is measured, its noise."""
+    facts: dict[str, Any] = {"task": config.task.name}
+    if config.task.name == "acquired":
+        noise_std, acceleration = info["settings"]["noise_std"], info.get("acceleration", {})
+        facts |= {f"acceleration, {name}": _of_split(value, config.eval.split) for name, value in acceleration.items()}
+    else:
+        noise_std = config.task.noise_std
+        facts |= {"task's settings": {name: config.task[name] for name in (*task.settings, "seed")}}
+        if task.draw_mask is not None:
+            facts["acceleration, effective"] = round(1 / float(np.mean(masks)), 2)
+    noise = "noise std" if config.data.num_coils == 0 else "noise std per real and imaginary entry"
+    return facts | {noise: noise_std}
+
+
+def _of_split(value, split: str):
+    return round(value[split], 2) if isinstance(value, dict) else value
 
 
 def sample(config: ConfigDict, folder: str) -> None:

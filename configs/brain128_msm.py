@@ -7,11 +7,11 @@
 The full network has not been trained for this file: only its ':smoke' variant has been run, by the tests.
 """
 
-from configs import default, variants
+from configs import default, tasks, variants
 
 
 def get_config(variant: str = ""):
-    """Variants: '' for a GPU, 'smoke' a few steps of a tiny network for tests."""
+    """Variants: '' for a GPU, 'smoke' a few steps of a tiny network for tests; the MRI tasks of configs/tasks.py."""
     config = default.get_config()
     config.data.dir = "store/brain128"
     config.data.image_size = 128
@@ -31,4 +31,4 @@ def get_config(variant: str = ""):
     config.training.checkpoint_every = 10_000
     config.training.resume_every = 1000
     config.training.sample_every = 10_000
-    return variants.apply(config, variant, {"smoke": variants.smoke})
+    return variants.apply(config, variant, {"smoke": variants.smoke, **tasks.MRI})

@@ -10,11 +10,14 @@ mean of 8 samples of 30 network calls: 26.32 +- 0.68 dB, where zero-filled has 1
 29.41 (docs/results.md). ':demo' took 6 minutes and reached 22.92 +- 0.44 dB. A GPU needs no other setting.
 """
 
-from configs import default, variants
+from configs import default, tasks, variants
 
 
 def get_config(variant: str = ""):
-    """Variants: '' is the shipped checkpoint's, 'demo' about 5 minutes on two cores, 'smoke' a few steps for tests."""
+    """Variants: '' is the shipped checkpoint's, 'demo' about 5 minutes on two cores, 'smoke' a few steps for tests.
+
+    And the evaluation tasks of MRI in configs/tasks.py; join variants by '+'.
+    """
     config = default.get_config()
     config.denoiser.sigma_data = 0.33
     config.model.num_channels = 40  # at patch_size 2: few pixels with many channels are what two cores do fastest
@@ -25,7 +28,7 @@ def get_config(variant: str = ""):
     config.training.num_steps = 4500
     config.training.log_every = 25
     config.training.checkpoint_every = 500
-    return variants.apply(config, variant, {"demo": demo, "smoke": variants.smoke})
+    return variants.apply(config, variant, {"demo": demo, "smoke": variants.smoke, **tasks.MRI})
 
 
 def demo(config):

@@ -98,11 +98,25 @@ def get_config() -> ConfigDict:
     solver.weight = "count"
     solver.start_sigma = 1000.0  # noise level to start from; below the schedule's largest: warm start from CG-SENSE
     solver.step = "renoise"  # renoise (published solver) | ddim
-    solver.consistency = "least_squares"  # least_squares | entries (as published), see solvers/msm.py
+    solver.consistency = "least_squares"  # least_squares | pseudo_inverse | entries, see solvers/msm.py
     solver.cg_steps = 20  # of least_squares where masks are not whole columns; those are solved exactly
     solver.damping = 1.0  # of least_squares: how much better than under a white prior the network's estimate is
     solver.gamma = 1.0  # step towards the data; 1 is all the way (with entries: acquired ones get their values back)
     solver.eta = 1.0
+
+    config.task = task = ConfigDict()  # what evaluation reconstructs; configs/tasks.py sets it
+    task.name = "acquired"  # acquired: the store's acquisitions; else a task that is simulated from the references:
+    # cs_mri | sr | box_inpainting | random_inpainting | gaussian_blur | motion_blur | colorization
+    task.seed = 0  # of its masks and noise: one draw per example
+    task.noise_std = 0.01  # per real scalar of y, in its units
+    task.acceleration = 4.0  # cs_mri: nominal R; masks.name says which kind of masks
+    task.acs_lines = 6  # cs_mri
+    task.factor = 4  # sr: of both axes
+    task.box_size = 32  # box_inpainting: side in pixels, in the middle
+    task.keep = 0.3  # random_inpainting: probability of a pixel
+    task.sigma = 1.5  # gaussian_blur: in pixels
+    task.length = 9.0  # motion_blur: in pixels
+    task.angle = 45.0  # motion_blur: in degrees, 0 along a row, counter-clockwise
 
     config.eval = evaluation = ConfigDict()
     evaluation.split = "test"

@@ -1,4 +1,4 @@
-"""Variants of a leaf config: `configs/NAME.py:VARIANT`."""
+"""Variants of a leaf config: `configs/NAME.py:VARIANT`, or several joined by '+', applied from left to right."""
 
 from collections.abc import Callable, Mapping
 
@@ -9,14 +9,15 @@ from registry import nearest
 
 
 def apply(config: ConfigDict, variant: str, variants: Mapping[str, Callable[[ConfigDict], ConfigDict]]) -> ConfigDict:
-    """Returns the config changed by the variant, unchanged for ''. Raises UserError for an unknown variant."""
-    if not variant:
-        return config
-    if variant not in variants:
-        raise UserError(
-            f"unknown config variant {variant!r}{nearest(variant, variants)} (known: {', '.join(variants)})"
-        )
-    return variants[variant](config)
+    """Returns the config changed by the variants, e.g. 'smoke' or 'smoke+sr4'; unchanged for ''.
+
+    Raises UserError for an unknown variant.
+    """
+    for name in variant.split("+") if variant else ():
+        if name not in variants:
+            raise UserError(f"unknown config variant {name!r}{nearest(name, variants)} (known: {', '.join(variants)})")
+        config = variants[name](config)
+    return config
 
 
 def smoke(config: ConfigDict) -> ConfigDict:

@@ -94,11 +94,22 @@ SETTINGS: dict[str, Rule] = {
     "sampling.num_images": integer(1),
     **{f"solver.{key}": rule for key, rule in SAMPLER.items()},
     "solver.start_sigma": number(above=0),
-    "solver.consistency": choice("entries", "least_squares"),
+    "solver.consistency": name(registered("solvers.msm", "CONSISTENCY")),
     "solver.cg_steps": integer(1),
     "solver.damping": number(0),
     "solver.gamma": number(0),
     # evaluation
+    "task.name": name(registered("operators.tasks", "TASKS")),
+    "task.seed": integer(0, 2**32 - 1),
+    "task.noise_std": number(0),
+    "task.acceleration": number(1),
+    "task.acs_lines": integer(0),
+    "task.factor": integer(1),
+    "task.box_size": integer(1),
+    "task.keep": number(above=0, high=1),
+    "task.sigma": number(above=0),
+    "task.length": number(above=0),
+    "task.angle": number(),
     "eval.split": choice("train", "validation", "test"),
     "eval.acquisition": choice("undersampled", "full"),
     "eval.solvers": several(SOLVER, at_least=1),
@@ -110,6 +121,8 @@ SETTINGS: dict[str, Rule] = {
 }
 
 OPTIONAL = {"masks.grid", "masks.drop"}  # only masks of images have them
+
+TASKS_OF_ENTRIES = ("acquired", "cs_mri", "box_inpainting", "random_inpainting")  # what they measure is a part of T x
 
 SYMMETRIES = {"mri": ("flip", "shift", "phase"), "images": ("mirror",)}
 
@@ -246,6 +259,36 @@ def _boxes_tile_image(c: ConfigDict) -> str | None:
     if c.data.image_size % grid:
         return f"masks.grid is {grid}: it must divide data.image_size ({c.data.image_size})"
     return None if drop < grid**2 else f"masks.drop is {drop}: it must be less than the {grid**2} blocks of masks.grid"
+
+
+@_must_fit("task.name", "transform.name")
+def _task_fits_transform(c: ConfigDict) -> str | None:
+    if c.task.name == "acquired" or (c.task.name == "cs_mri") == _is_mri(c):
+        return None
+    needed = "cs_mri or acquired" if _is_mri(c) else "acquired or one of images"
+    return f"task.name is {c.task.name!r}: transform.name {c.transform.name!r} needs {needed}"
+
+
+@_must_fit("task.name", "task.acs_lines", "task.factor", "task.box_size", "task.length", "data.image_size")
+def _task_fits_image(c: ConfigDict) -> str | None:
+    task, size = c.task, c.data.image_size
+    if task.name == "sr" and size % task.factor:
+        return f"task.factor is {task.factor}: it must divide data.image_size ({size})"
+    most = {"cs_mri": ("acs_lines", size), "box_inpainting": ("box_size", size - 1), "motion_blur": ("length", size)}
+    key, limit = most.get(task.name, ("", 0))
+    if not key or task[key] <= limit:
+        return None
+    return f"task.{key} is {task[key]}: it must be at most {limit} for a data.image_size of {size}"
+
+
+@_must_fit("task.name", "solver.consistency")
+def _consistency_fits_task(c: ConfigDict) -> str | None:
+    if c.solver.consistency != "entries" or c.task.name in TASKS_OF_ENTRIES:
+        return None
+    return (
+        f"solver.consistency is 'entries': task.name {c.task.name!r} measures no entries of the image; use "
+        "pseudo_inverse or least_squares"
+    )
 
 
 def _enough_levels(section: str) -> None:

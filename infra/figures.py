@@ -20,11 +20,14 @@ from evaluation import error_map, solver_names
 
 LABELS = {
     "zero_filled": "Zero-filled",
+    "pseudo_inverse": "Pseudo-inverse",
     "cg_sense": "CG-SENSE",
+    "tikhonov": "Tikhonov",
     "l1_wavelet": "l1-wavelet",
     "tv": "Total variation",
     "msm": "MSM",
 }
+UNREGULARISED = ("zero_filled", "pseudo_inverse")  # their errors would leave the others' maps black
 ERROR_MAP, STD_MAP = "inferno", "viridis"
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 _MARKERS = "osD^vPX"
@@ -123,8 +126,10 @@ def _mask_picture(mask: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray,
 def slice_figure(arrays: Mapping[str, np.ndarray], index: int, scores: Mapping[str, Mapping[str, float]]) -> bytes:
     """Returns a PNG of one slice: reference and every solver's image above the mask and the absolute errors.
 
+    Where all of y is measured, y is drawn instead of the mask: the smaller, blurred or grey image.
+
     Solvers that drew samples get a column more: one of their samples (where stored) above their std map. The scale of
-    the errors holds 99.5 % of the pixels of all maps but zero-filled's, whose errors would leave the others black.
+    the errors holds 99.5 % of the pixels of all maps but those of UNREGULARISED solvers.
 
     Args:
       arrays: a round (see `evaluation`).
@@ -136,7 +141,7 @@ def slice_figure(arrays: Mapping[str, np.ndarray], index: int, scores: Mapping[s
     height, width = reference.shape[:2]
     errors = {solver: error_map(reference, arrays[f"{solver}/mean"][index]) for solver in solvers}
     stds = {solver: arrays[f"{solver}/std"][index] for solver in drawn}
-    error_end = _upper_end([errors[solver] for solver in solvers if solver != "zero_filled"] or list(errors.values()))
+    error_end = _upper_end([errors[solver] for solver in solvers if solver not in UNREGULARISED] or [*errors.values()])
     std_end = _upper_end(list(stds.values()))
     peak = float(np.percentile(np.abs(reference), WINDOW_PERCENTILE)) or 1.0
     sheet = _Sheet(2, 1 + len(solvers) + len(drawn), (height, width))
@@ -146,8 +151,14 @@ def slice_figure(arrays: Mapping[str, np.ndarray], index: int, scores: Mapping[s
         sheet.panel(row, column, pixels, title, interpolation="bicubic" if width < 256 else "nearest", **options)
 
     draw(0, 0, reference, f"Reference\n{height} x {width} pixels")
-    mask, title = _mask_picture(arrays["mask"][index], (height, width))
-    sheet.panel(1, 0, mask, title, cmap="gray", vmin=0, vmax=1)
+    if "measured" in arrays:
+        measured = arrays["measured"][index]
+        pixels, options = _displayable(measured, peak)
+        size = f"{measured.shape[0]} x {measured.shape[1]} pixels"
+        sheet.panel(1, 0, pixels, f"Measured\n{size}{', grey' if measured.shape[-1] == 1 else ''}", **options)
+    else:
+        mask, title = _mask_picture(arrays["mask"][index], (height, width))
+        sheet.panel(1, 0, mask, title, cmap="gray", vmin=0, vmax=1)
     for column, solver in enumerate(solvers, start=1):
         mean, score = arrays[f"{solver}/mean"][index], scores[solver]
         name = f"{label(solver)}, mean" if solver in drawn else label(solver)

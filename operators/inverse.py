@@ -7,35 +7,39 @@ import jax.numpy as jnp
 from operators.conjugate_gradient import conjugate_gradient
 from operators.fourier import COLUMNS, fft2c, ifft2c
 from operators.measurement import Array
-from operators.transform import MultiCoilFourier, Transform, normal
+from operators.operator import damped_reciprocal, every_copy, per_image
+from operators.transform import Identity, MultiCoilFourier, Transform, normal
+
+RANK_CUTOFF = 1e-5  # eigenvalues of T^H S T (at most 1) below it are rounding in float32: no part of a pseudo-inverse
 
 
 def get_damped_inverse(transform: Transform, mask: Array, maps: Array | None, cg_steps: int) -> Callable:
     """Returns solve(b, mu) for a batch of B acquisitions.
 
     Where masks keep whole columns the rows of a multi-coil image are independent problems of size W: they are solved
-    exactly, by one eigendecomposition per row that serves every b and mu (memory (B,H,W,W) complex64). Elsewhere
-    `cg_steps` conjugate-gradient iterations do it.
+    exactly, by one eigendecomposition per row that serves every b and mu (memory (B,H,W,W) complex64). Where T is the
+    identity the system is diagonal. Elsewhere `cg_steps` conjugate-gradient iterations do it.
 
     Args:
       transform: T.
       mask: bool, broadcastable to (B,...) measurements.
       maps: (B,C,H,W) complex64 or None.
-      cg_steps: iterations where the problem does not fall into rows.
+      cg_steps: iterations where the problem is neither diagonal nor falls into rows.
 
     Rounding grows with the condition, by about 1/mu: results agree between batch sizes to 1e-7/mu relative, not better.
 
-    `solve` takes b (K*B,...), K copies of the batch one after the other, and mu (K*B,) > 0; it returns an image like b.
+    `solve` takes b (K*B,...), K copies of the batch one after the other, and mu (K*B,) >= 0; it returns an image like
+    b. With mu = 0 it is the pseudo-inverse (T^H S T)^+ b, for b in the range of T^H S (conjugate gradients: as far as
+    their steps lead).
     """
     if isinstance(transform, MultiCoilFourier) and maps is not None and mask.shape[-2] == 1:
         return _row_solver(mask, maps)
+    if type(transform) is Identity:  # of a subclass T may be anything
+        return lambda b, mu: damped_reciprocal(every_copy(mask, b.shape[0]), per_image(mu, b)) * b
 
     def solve(b, mu):
-        copies = b.shape[0] // mask.shape[0]
-        every_mask, every_maps = (
-            None if a is None else jnp.tile(a, (copies, *[1] * (a.ndim - 1))) for a in (mask, maps)
-        )
-        damping = mu.reshape(-1, *[1] * (b.ndim - 1))
+        every_mask, every_maps = (every_copy(a, b.shape[0]) for a in (mask, maps))
+        damping = per_image(mu, b)
         return conjugate_gradient(lambda x: normal(transform, x, every_mask, every_maps) + damping * x, b, cg_steps)
 
     return solve
@@ -50,11 +54,13 @@ def _row_solver(mask: Array, maps: Array) -> Callable:
     projection = jnp.swapaxes(projection, -1, -2)
     coils = jnp.einsum("bchi,bchj->bhij", jnp.conj(maps), maps)
     values, vectors = jnp.linalg.eigh(coils * projection[:, None])  # (B,H,W), (B,H,W,W)
+    certain = jnp.where(values > RANK_CUTOFF, values, 0)
 
     def solve(b, mu):
         stacked = b.reshape(-1, *values.shape)
+        damping = mu.reshape(stacked.shape[0], -1, 1, 1)
         inside = jnp.einsum("bhij,kbhi->kbhj", jnp.conj(vectors), stacked)
-        inside = inside / (jnp.maximum(values, 0) + mu.reshape(stacked.shape[0], -1, 1, 1))
+        inside = inside * damped_reciprocal(jnp.where(damping > 0, jnp.maximum(values, 0), certain), damping)
         return jnp.einsum("bhij,kbhj->kbhi", vectors, inside).reshape(b.shape)
 
     return solve

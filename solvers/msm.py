@@ -1,29 +1,37 @@
 """MSM posterior sampling: the stochastic partial-score sampler with a projection-style data-consistency step.
 
-Park et al. 2025 (arXiv 2505.11853), section 4: no gradient passes through the network. Two forms of the step:
+Park et al. 2025 (arXiv 2505.11853), section 4: no gradient passes through the network. H is what was measured, T the
+full measurement in which the sampler works (the identity for images). Three forms of the step:
 
-  entries        every partial estimate moves towards the acquired entries that it holds (published for MRI),
-                     s0 <- s0 - gamma M_y (s0 - y)
-  least_squares  the aggregated estimate moves to the image that explains the data, x0 = T^H zhat being the prior mean,
-                     zhat <- T (x0 + gamma (T^H M_y T + mu I)^-1 T^H M_y (y - T x0)),   mu = damping (noise_std / r)^2
-                 with r^2 = sigma^2 sigma_d^2 / (sigma^2 + sigma_d^2), the estimate's variance under a white prior; a
-                 good network's is smaller, hence damping > 1. With mu = 0 it is gamma H^+ (y - H x0), H = M_y T.
+  entries         every partial estimate moves towards the acquired entries that it holds (published for MRI),
+                      s0 <- s0 - gamma M_y (s0 - y)
+                  for H = M_y T only: acquisitions and inpainting
+  pseudo_inverse  the aggregated estimate moves to the nearest image with the measured values (published for images),
+                      zhat <- T (x0 - gamma H^+ (H x0 - y)),   x0 = T^H zhat
+  least_squares   the same with regard to noise: x0 being the prior mean, towards the posterior mean
+                      zhat <- T (x0 + gamma (H^H H + mu I)^-1 H^H (y - H x0)),   mu = damping (noise_std / r)^2
+                  with r^2 = sigma^2 sigma_d^2 / (sigma^2 + sigma_d^2), the estimate's variance under a white prior; a
+                  good network's is smaller, hence damping > 1. With mu -> 0 it becomes pseudo_inverse.
 
-Several coils see one image: `least_squares` lets them fill in lines, `entries` treats each coil's entries as its own.
+Several coils see one image: the last two let them fill in lines, `entries` treats each coil's entries as its own. The
+published settings are named in configs/tasks.py.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from losses import example_keys
-from operators.inverse import get_damped_inverse
 from operators.masks import get_masks
+from operators.measurement import Measurement
+from operators.operator import Operator, every_copy
+from registry import Registry
 from sampling import get_sampler, get_settings
 from solvers.registry import SOLVERS, Solver
 
-START_RIDGE = 0.003  # of the CG-SENSE image that a warm start begins from
+START_RIDGE = 0.003  # of the Tikhonov image that a warm start begins from
 MIN_DAMPING = 1e-5  # keeps noiseless problems with a null space solvable in float32
 
 
@@ -33,54 +41,96 @@ def get_msm_solver(config, experiment) -> Solver:
     settings = get_settings(config.solver)
     masks = get_masks(config, density=config.solver.mask_keep)
     num_samples = config.eval.num_samples
-    transform = experiment.transform
+    schedule, transform, operator = experiment.schedule, experiment.transform, experiment.operator
 
     def solve(key, params, measurement, hyper):
         def repeat(a) -> Any:  # (B,...) -> (K * B,...)
             return None if a is None else jnp.broadcast_to(a, (num_samples, *a.shape)).reshape(-1, *a.shape[1:])
 
-        y, acquired, maps = repeat(measurement.y), repeat(measurement.mask), repeat(measurement.maps)
-        noise_std = repeat(measurement.noise_std)
+        copies = jax.tree.map(repeat, measurement)
         keys = example_keys(key, measurement.example_id)
         keys = jax.vmap(lambda k: jax.vmap(lambda i: jax.random.fold_in(i, k))(keys))(jnp.arange(num_samples))
 
         def denoise(s_t, mask, maps, t):
             return experiment.denoise(params, s_t, mask, maps, t)
 
-        def entries(s0, mask):
-            # the w calls of a level are stacked along the batch: w copies of (K * B)
-            copies = s0.shape[0] // y.shape[0]
-            known = jnp.tile(acquired, (copies, *[1] * (acquired.ndim - 1))) & mask
-            return s0 - hyper["gamma"] * jnp.where(known, s0 - jnp.tile(y, (copies, *[1] * (y.ndim - 1))), 0)
-
-        invert = get_damped_inverse(transform, measurement.mask, measurement.maps, config.solver.cg_steps)
-
-        def closer_to_data(x0, mu):
-            """The image nearest to x0 that explains y, (T^H M_y T + mu)^-1 (T^H M_y y + mu x0)."""
-            residual = transform.adjoint(jnp.where(acquired, y - transform.forward(x0, maps), 0), maps)
-            return x0 + hyper["gamma"] * invert(residual, jnp.maximum(mu, MIN_DAMPING))
-
-        def least_squares(zhat, sigma):
-            x0 = transform.adjoint(zhat, maps)
-            variance = 1.0 / (sigma**-2 + config.denoiser.sigma_data**-2)
-            return transform.forward(closer_to_data(x0, hyper["damping"] * noise_std**2 / variance), maps)
-
-        start = jnp.zeros(y.shape, transform.dtype)
-        if settings.start_sigma < experiment.schedule.sigma_max:
-            nothing = jnp.zeros(transform.image_shape(y.shape), transform.dtype)
-            start = transform.forward(closer_to_data(nothing, START_RIDGE * jnp.ones_like(noise_std)), maps)
-
-        consistency = {"entries": {"correct": entries}, "least_squares": {"project": least_squares}}
-        run = get_sampler(
-            settings, experiment.schedule, transform, masks, denoise, **consistency[config.solver.consistency]
-        )
-        z = run(keys.reshape(-1), maps, start, hyper["eta"])
-        x = transform.adjoint(z, maps)
+        nothing = jnp.zeros(operator.image_shape(copies.y.shape), transform.dtype)
+        start = transform.forward(nothing, copies.maps)
+        if settings.start_sigma < schedule.sigma_max:
+            closer_to_data = get_damped_step(operator, measurement, copies, hyper["gamma"])
+            start = transform.forward(
+                closer_to_data(nothing, START_RIDGE * jnp.ones_like(copies.noise_std)), copies.maps
+            )
+        step = CONSISTENCY[config.solver.consistency](config, experiment, measurement, copies, hyper)
+        run = get_sampler(settings, schedule, transform, masks, denoise, **step)
+        x = transform.adjoint(run(keys.reshape(-1), copies.maps, start, hyper["eta"]), copies.maps)
         return x.reshape(num_samples, -1, *x.shape[1:])
 
     return Solver(
         solve=solve,
         hyper={name: config.solver[name] for name in ("gamma", "damping", "eta")},
         num_samples=num_samples,
-        nfe=len(experiment.schedule.grid(settings.num_levels, settings.start_sigma)) * settings.w,
+        nfe=len(schedule.grid(settings.num_levels, settings.start_sigma)) * settings.w,
     )
+
+
+def get_damped_step(operator: Operator, measurement: Measurement, copies: Measurement, gamma) -> Callable:
+    """Returns step(x0, mu): for gamma = 1 the image (H^H H + mu I)^-1 (H^H y + mu x0), which explains y near x0.
+
+    `copies` is `measurement` (B,...) repeated to (K*B,...), the batch of x0 and mu.
+    """
+    invert = operator.get_damped_inverse(measurement.mask, measurement.maps)
+    y, mask, maps = copies.y, copies.mask, copies.maps
+
+    def step(x0, mu):
+        residual = operator.adjoint(y - operator.forward(x0, mask, maps), mask, maps)
+        return x0 + gamma * invert(residual, jnp.maximum(mu, MIN_DAMPING))
+
+    return step
+
+
+# Factories: what the sampler is to do with its partial (`correct`) or aggregated (`project`) estimates.
+CONSISTENCY: Registry[Callable[..., dict[str, Callable]]] = Registry("data consistency")
+
+
+@CONSISTENCY.register("entries")
+def get_entries(config, experiment, measurement, copies, hyper):
+    """s0 - gamma M_y (s0 - y) on the entries that s0 holds."""
+    del config, experiment, measurement
+
+    def correct(s0, mask):
+        # the w calls of a level are stacked along the batch: w copies of (K * B)
+        y, acquired = (every_copy(a, s0.shape[0]) for a in (copies.y, copies.mask))
+        return s0 - hyper["gamma"] * jnp.where(acquired & mask, s0 - y, 0)
+
+    return {"correct": correct}
+
+
+@CONSISTENCY.register("least_squares")
+def get_least_squares(config, experiment, measurement, copies, hyper):
+    """T (x0 + gamma (H^H H + mu I)^-1 H^H (y - H x0)), x0 = T^H zhat."""
+    transform, sigma_data = experiment.transform, config.denoiser.sigma_data
+    step = get_damped_step(experiment.operator, measurement, copies, hyper["gamma"])
+
+    def project(zhat, sigma):
+        variance = 1.0 / (sigma**-2 + sigma_data**-2)
+        moved = step(transform.adjoint(zhat, copies.maps), hyper["damping"] * copies.noise_std**2 / variance)
+        return transform.forward(moved, copies.maps)
+
+    return {"project": project}
+
+
+@CONSISTENCY.register("pseudo_inverse")
+def get_pseudo_inverse(config, experiment, measurement, copies, hyper):
+    """T (x0 - gamma H^+ (H x0 - y)), x0 = T^H zhat."""
+    del config
+    transform, operator = experiment.transform, experiment.operator
+    pinv = operator.get_pinv(measurement.mask, measurement.maps)
+
+    def project(zhat, sigma):
+        del sigma
+        x0 = transform.adjoint(zhat, copies.maps)
+        moved = x0 - hyper["gamma"] * pinv(operator.forward(x0, copies.mask, copies.maps) - copies.y)
+        return transform.forward(moved, copies.maps)
+
+    return {"project": project}

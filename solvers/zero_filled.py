@@ -1,6 +1,4 @@
-"""Zero-filled reconstruction: the adjoint of what was acquired, x = T^H S y. The simplest baseline."""
-
-import jax.numpy as jnp
+"""The adjoint of what was acquired, x = H^H y: for MRI and inpainting the zero-filled image. The simplest baseline."""
 
 from operators.measurement import Measurement
 from solvers.registry import SOLVERS, Solver
@@ -8,13 +6,12 @@ from solvers.registry import SOLVERS, Solver
 
 @SOLVERS.register("zero_filled")
 def get_zero_filled_solver(config, experiment) -> Solver:
-    """Returns the solver x = T^H S y. Needs `experiment.transform`; has no hyper-parameter."""
+    """Returns the solver x = H^H y. Needs `experiment.operator`; has no hyper-parameter."""
     del config
-    transform = experiment.transform
+    operator = experiment.operator
 
     def solve(key, params, measurement: Measurement, hyper):
         del key, params, hyper
-        acquired = jnp.where(measurement.mask, measurement.y, 0)
-        return transform.adjoint(acquired, measurement.maps)[None]
+        return operator.adjoint(measurement.y, measurement.mask, measurement.maps)[None]
 
     return Solver(solve=solve, hyper={})

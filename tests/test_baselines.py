@@ -12,6 +12,7 @@ import pywt
 
 from infra.errors import UserError
 from operators import wavelet
+from operators.acquisition import Acquisition
 from operators.measurement import Measurement
 from operators.transform import TRANSFORMS, normal
 from solvers import cg_sense, l1_wavelet, tv, zero_filled  # noqa: F401  (they register themselves)
@@ -25,7 +26,7 @@ MRI, IDENTITY = TRANSFORMS["multicoil_fourier"](), TRANSFORMS["identity"]()
 @functools.cache
 def jitted(name, transform):
     """Solver `name`, compiled once per shape for all tests."""
-    solver = SOLVERS[name](None, types.SimpleNamespace(transform=transform))
+    solver = SOLVERS[name](None, types.SimpleNamespace(operator=Acquisition(transform)))
     return jax.jit(solver.solve), dict(solver.hyper)
 
 

@@ -13,6 +13,9 @@ from infra import config_check
 from infra.config_check import OPTIONAL, SETTINGS, check, find_problems
 from infra.config_rules import registered
 from infra.errors import UserError
+from operators.acquisition import Acquisition
+from operators.tasks import TASKS, get_task
+from operators.transform import get_transform
 
 
 def flat(config, prefix=""):
@@ -45,7 +48,7 @@ def test_every_setting_has_a_rule_and_every_rule_a_setting():
 def test_every_config_file_is_sound(name):
     module = importlib.import_module(f"configs.{name}")
     if not hasattr(module, "get_config"):
-        assert name == "variants"  # the one helper that is no config
+        assert name in ("variants", "tasks")  # helpers that are no configs
         return
     assert find_problems(module.get_config()) == []
     if name != "default":
@@ -91,6 +94,12 @@ def test_every_config_file_is_sound(name):
         ("sampling.mask_keep", 1.5, "at most 1"),
         ("solver.mask_order", None, "one of iid, complement"),
         ("solver.eta", -0.1, "at least 0"),
+        ("solver.consistency", "entry", "did you mean 'entries'?"),
+        ("task.name", "super_resolution", "one of acquired, box_inpainting"),
+        ("task.noise_std", -0.1, "at least 0"),
+        ("task.factor", 2.0, "a whole number"),
+        ("task.keep", 0.0, "more than 0"),
+        ("task.sigma", 0.0, "more than 0"),
         ("eval.split", "tset", "did you mean 'test'?"),
         ("eval.solvers", (), "at least 1"),
         ("eval.solvers", ("msm", "cgsense"), "did you mean 'cg_sense'?"),
@@ -142,6 +151,19 @@ IMAGES = {
         ({"schedule__name": "ddpm", "sampling__num_levels": 201}, "sampling.num_levels is 201: it must be at most 200"),
         ({"schedule__name": "ddpm", "solver__num_levels": 201}, "solver.num_levels is 201: it must be at most 200"),
         ({"solver__start_sigma": 0.001}, "solver.start_sigma is 0.001: it must be more than schedule.sigma_min"),
+        ({"task__name": "sr"}, "task.name is 'sr': transform.name 'multicoil_fourier' needs cs_mri or acquired"),
+        ({**IMAGES, "task__name": "cs_mri"}, "task.name is 'cs_mri': transform.name 'identity' needs acquired or one"),
+        ({**IMAGES, "task__name": "sr", "task__factor": 3}, "task.factor is 3: it must divide data.image_size (64)"),
+        (
+            {**IMAGES, "task__name": "box_inpainting", "task__box_size": 64},
+            "task.box_size is 64: it must be at most 63",
+        ),
+        ({**IMAGES, "task__name": "motion_blur", "task__length": 65.0}, "task.length is 65.0: it must be at most 64"),
+        ({"task__name": "cs_mri", "task__acs_lines": 65}, "task.acs_lines is 65: it must be at most 64"),
+        (
+            {**IMAGES, "task__name": "colorization", "solver__consistency": "entries"},
+            "solver.consistency is 'entries': task.name 'colorization' measures no entries",
+        ),
         ({"optim__accumulate": 3}, "training.batch_size is 16: it must be a multiple of 3 = 1 devices"),
     ],
 )
@@ -160,6 +182,13 @@ def test_random_boxes_ask_for_their_settings():
     changes = {key: value for key, value in IMAGES.items() if key not in ("masks__grid", "masks__drop")}
     (problem,) = find_problems(changed(**changes))
     assert problem.startswith("masks.name is 'random_boxes': it needs masks.grid")
+
+
+def test_tasks_of_entries_are_those_whose_operator_keeps_entries():
+    for task in TASKS.names():
+        config = changed(task__name=task, **({} if task in ("acquired", "cs_mri") else IMAGES))
+        operator = get_task(config, get_transform(config)).operator
+        assert isinstance(operator, Acquisition) == (task in config_check.TASKS_OF_ENTRIES)
 
 
 def test_batches_must_split_over_devices(monkeypatch):

@@ -18,6 +18,7 @@ from infra.config_check import find_problems
 from models.init import init_params
 from models.registry import MODELS, get_model
 from operators import transform as transforms
+from operators.acquisition import Acquisition
 from operators.transform import TRANSFORMS
 from solvers.registry import SOLVERS
 from tests.toy_data import acquisition
@@ -46,7 +47,7 @@ def test_solver_recipe():
     config.eval.solvers = ("zero_filled", "my_solver")
     assert find_problems(config) == []
     transform = transforms.get_transform(config)
-    solver = SOLVERS["my_solver"](config, types.SimpleNamespace(transform=transform))
+    solver = SOLVERS["my_solver"](config, types.SimpleNamespace(operator=Acquisition(transform)))
     measurement, _ = acquisition()
     samples = jax.jit(solver.solve)(None, None, measurement, {**solver.hyper, "gain": 2.0})
     expected = 2 * transform.adjoint(measurement.y, measurement.maps)

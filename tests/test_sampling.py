@@ -11,6 +11,7 @@ import pytest
 from configs.default import get_config
 from losses import example_keys
 from models.denoiser import get_denoise_fn
+from operators.acquisition import Acquisition
 from operators.masks import get_masks
 from operators.transform import get_transform
 from sampling import SamplerSettings, get_sampler, get_sampling_fn
@@ -24,7 +25,12 @@ def experiment(config):
     schedule, transform = get_schedule(config), get_transform(config)
     denoise = get_denoise_fn(config, schedule, transform, linear_net)
     return SimpleNamespace(
-        config=config, schedule=schedule, transform=transform, masks=get_masks(config), denoise=denoise
+        config=config,
+        schedule=schedule,
+        transform=transform,
+        operator=Acquisition(transform, config.solver.cg_steps),
+        masks=get_masks(config),
+        denoise=denoise,
     )
 
 

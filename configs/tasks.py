@@ -1,0 +1,94 @@
+"""Variants that choose what evaluation reconstructs, and the published settings of the MSM solver.
+
+  python main.py --config=configs/brain64_msm.py:csmri6 --workdir=workdir/brain64 --mode=eval
+
+Each sets `config.task` and `eval.folder`, so that the results of several tasks lie side by side in one workdir. They
+compose with a leaf's other variants: ':smoke+csmri6', ':csmri4+published'.
+"""
+
+from ml_collections import ConfigDict
+
+# Park et al. 2025 (arXiv 2505.11853) and the authors' code. Algorithm 1: masks drawn from p(S), estimates put back.
+PUBLISHED = {"num_levels": 200, "mask_keep": 0.0, "reinject": True, "step": "renoise", "eta": 0.85}
+PUBLISHED_IMAGES = {**PUBLISHED, "w": 2, "consistency": "pseudo_inverse", "gamma": 1.75}
+PUBLISHED_MRI = {**PUBLISHED, "w": 3, "consistency": "entries", "gamma": 2.0}
+
+IMAGE_SOLVERS = ("pseudo_inverse", "tikhonov", "tv", "msm")
+
+
+def _image_task(config: ConfigDict, folder: str, **settings) -> ConfigDict:
+    config.task.update(settings)
+    config.eval.folder = folder
+    config.eval.solvers = IMAGE_SOLVERS
+    return config
+
+
+def sr4(config: ConfigDict) -> ConfigDict:
+    """Super-resolution by 4 in both axes."""
+    return _image_task(config, "sr4", name="sr", factor=4)
+
+
+def box(config: ConfigDict) -> ConfigDict:
+    """Inpainting of a box of half the image's width in its middle: 64 x 64 at 128 pixels."""
+    return _image_task(config, "box", name="box_inpainting", box_size=config.data.image_size // 2)
+
+
+def random_inpainting(config: ConfigDict) -> ConfigDict:
+    """Inpainting where 30 % of the pixels are known."""
+    return _image_task(config, "random_inpainting", name="random_inpainting", keep=0.3)
+
+
+def gaussian_blur(config: ConfigDict) -> ConfigDict:
+    """Deblurring, Gaussian of 1.5 pixels at a width of 64, in proportion to it elsewhere."""
+    return _image_task(config, "gaussian_blur", name="gaussian_blur", sigma=1.5 * config.data.image_size / 64)
+
+
+def motion_blur(config: ConfigDict) -> ConfigDict:
+    """Deblurring, diagonal motion by 9 pixels at a width of 64, in proportion to it elsewhere."""
+    length = 9.0 * config.data.image_size / 64
+    return _image_task(config, "motion_blur", name="motion_blur", length=length, angle=45.0)
+
+
+def colorization(config: ConfigDict) -> ConfigDict:
+    """Colours from the mean of the channels."""
+    return _image_task(config, "colorization", name="colorization")
+
+
+def _mri_task(config: ConfigDict, acceleration: float) -> ConfigDict:
+    config.task.update(name="cs_mri", acceleration=acceleration, acs_lines=config.masks.acs_lines)
+    config.eval.folder = f"csmri{acceleration:g}"
+    return config
+
+
+def csmri4(config: ConfigDict) -> ConfigDict:
+    """MRI at nominal R = 4, with the ACS lines of the training masks."""
+    return _mri_task(config, 4.0)
+
+
+def csmri6(config: ConfigDict) -> ConfigDict:
+    """MRI at nominal R = 6, with the ACS lines of the training masks."""
+    return _mri_task(config, 6.0)
+
+
+def published_images(config: ConfigDict) -> ConfigDict:
+    """The solver as published for image inverse problems; 400 network calls per sample."""
+    config.solver.update(PUBLISHED_IMAGES)
+    return config
+
+
+def published_mri(config: ConfigDict) -> ConfigDict:
+    """The solver as published for MRI; 600 network calls per sample."""
+    config.solver.update(PUBLISHED_MRI)
+    return config
+
+
+IMAGES = {
+    "sr4": sr4,
+    "box": box,
+    "random_inpainting": random_inpainting,
+    "gaussian_blur": gaussian_blur,
+    "motion_blur": motion_blur,
+    "colorization": colorization,
+    "published": published_images,
+}  # what a leaf config of images offers
+MRI = {"csmri4": csmri4, "csmri6": csmri6, "published": published_mri}  # and one of MRI
