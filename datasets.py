@@ -88,8 +88,10 @@ def _command(settings: dict[str, Any], max_slices: int, folder: str | Path) -> s
     flags |= {name: settings[name] for name in names if name in settings}
     flags |= {"max_slices": max_slices} if max_slices else {}
     text = " ".join(f"--{name} {f'{value:g}' if isinstance(value, float) else value}" for name, value in flags.items())
-    tool = "prepare_demo.py" if "num_coils" in settings else "prepare_images.py --folder PICTURES (demo: --photos)"
-    return f"python tools/{tool} {text} --out {folder}"
+    if "num_coils" in settings:
+        return f"python tools/prepare_demo.py {text} --out {folder}"
+    own = "with --folder DIR in place of --photos for pictures of your own"
+    return f"python tools/prepare_images.py --photos {text} --out {folder} ({own})"
 
 
 def _read_manifest(config) -> dict[str, Any]:
@@ -113,9 +115,8 @@ def _check_files(store: Path, manifest: dict[str, Any], part: dict[str, Any]) ->
         found = path.stat().st_size if path.is_file() else None
         if found != size:
             state = "is missing" if found is None else f"has {found} bytes instead of {size}"
-            mend = _command(manifest["settings"], manifest.get("max_slices", 0), store)
-            if "command" in manifest:
-                mend = f"{manifest['command']} --out {store}"
+            made = f"{manifest['command']} --out {store}" if "command" in manifest else None
+            mend = made or _command(manifest["settings"], manifest.get("max_slices", 0), store)
             raise UserError(f"{path} {state}; make the store again: {mend}")
 
 

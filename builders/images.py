@@ -273,6 +273,6 @@ def _statistics(records: Mapping[str, Sequence], settings: Settings) -> dict[str
             "nominal": round(1 / nominal, 4),
             "effective": {split: round(float(1 / k), 4) for split, k in kept.items()},
         },
-        "sigma_data": round(float(np.sqrt(np.mean(power) / (3 * settings.image_size**2))), 4),
+        "sigma_data": round(float(np.sqrt(max(0.0, np.mean(power)) / (3 * settings.image_size**2))), 4),
         "sigma_data_definition": SIGMA_DATA_DEFINITION,
     }

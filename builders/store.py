@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import tensorflow_datasets as tfds
 from absl import logging
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from infra.errors import UserError
 
@@ -126,13 +127,28 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
+@contextlib.contextmanager
+def _same_bytes() -> Iterator[None]:
+    """Makes TFDS write the features of a record in one order; protobuf's own order changes from process to process."""
+
+    def serialize(self: ExampleSerializer, example: Any) -> bytes:
+        return self.get_tf_example(example).SerializeToString(deterministic=True)
+
+    original = ExampleSerializer.serialize_example
+    ExampleSerializer.serialize_example = serialize
+    try:
+        yield
+    finally:
+        ExampleSerializer.serialize_example = original
+
+
 def _write(folder: Path, scratch: Path, source: Source) -> dict:
     """Writes all datasets below `folder` and returns their part of the manifest."""
     download = tfds.download.DownloadConfig(try_download_gcs=False)
     datasets: dict[str, dict] = {}
     records: dict[str, dict[str, Sequence]] = {}
     source.load(scratch)
-    with _quiet():
+    with _quiet(), _same_bytes():
         for name, builder in source.get_builders(folder).items():
             builder.download_and_prepare(file_format="array_record", download_config=download)
             path = Path(builder.data_dir)
