@@ -7,14 +7,15 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STORE := store/brain64
+PHOTOS := store/photos64
 
 # The exact versions of constraints.txt were frozen on this Python; others resolve requirements.txt freely.
 FROZEN_ON := 3.11
 
-.PHONY: help setup demo test lint bench clean store
+.PHONY: help setup demo demo-images test lint bench clean store photos
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.dev  ## install everything into .venv (the other targets do so on their own)
 
@@ -25,6 +26,11 @@ demo: store  ## train on undersampled brain scans, reconstruct another person's,
 	  --config.eval.checkpoint=pretrained/brain64_msm
 	@echo "trained here:        workdir/demo/eval/report.html"
 	@echo "pretrained, shipped: workdir/demo_pretrained/eval/report.html"
+
+demo-images: photos  ## train on masked photographs, fill in others, write a report
+	$(PY) main.py --config=configs/photos64_msm.py:demo --workdir=workdir/demo_images --mode=train
+	$(PY) main.py --config=configs/photos64_msm.py:demo --workdir=workdir/demo_images --mode=eval
+	@echo "report: workdir/demo_images/eval/report.html"
 
 test: $(VENV)/.dev  ## run the tests
 	$(PY) -m pytest -q -n 2 --dist loadfile
@@ -37,13 +43,16 @@ lint: $(VENV)/.dev  ## check style, formatting and types
 bench: store  ## time training and reconstruction
 	$(PY) benchmarks/bench.py
 
-clean:  ## delete what demo and test made: store, demo workdirs, caches (.venv stays)
-	rm -rf $(STORE) workdir/demo workdir/demo_pretrained .pytest_cache .ruff_cache .hypothesis
+clean:  ## delete what demos and test made: stores, demo workdirs, caches (.venv stays)
+	rm -rf $(STORE) $(PHOTOS) workdir/demo workdir/demo_pretrained workdir/demo_images .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # Does nothing where the store is complete and of these settings.
 store: $(VENV)/.run
 	$(PY) tools/prepare_demo.py --size 64 --out $(STORE)
+
+photos: $(VENV)/.run
+	$(PY) tools/prepare_images.py --photos --size 64 --out $(PHOTOS)
 
 # Installs requirement file $(1) and leaves stamp $(2).
 define install

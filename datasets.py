@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 
+from builders.images import unit_range
 from infra.errors import UserError
 from operators.measurement import EvalExample, Measurement
 from operators.tasks import get_task, simulate
@@ -29,12 +30,18 @@ _READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 def dataset_info(config, acquisition: str = "") -> dict[str, Any]:
     """Returns the manifest of the store at `config.data.dir`, after checking it against the config.
 
-    Keys used by the program: 'settings', 'counts' (per split), 'acceleration' ('nominal', 'effective' per split),
-    'sigma_data', 'scales', 'licences'. Raises UserError for a missing or unreadable manifest, missing or truncated
-    acquisition files, or a store of another image size, coil count or mask distribution than the config's.
+    Keys used by the program: 'kind', 'settings', 'counts' (per split), 'acceleration' ('nominal', 'effective' per
+    split), 'sigma_data', 'licences'. Raises UserError for a missing or unreadable manifest, missing or truncated
+    acquisition files, or a store of another kind, image size, coil count or mask distribution than the config's.
     """
     store = Path(config.data.dir)
     manifest = _read_manifest(config)
+    kind, expected = _kind(manifest), _wanted_kind(config)
+    if kind != expected:
+        raise UserError(
+            f"{store} holds {_CONTENTS[kind]}, but transform.name {config.transform.name!r} measures "
+            f"{_CONTENTS[expected]}: change data.dir or transform.name"
+        )
     wanted = _wanted_settings(config)
     differing = [
         f"{name} {manifest['settings'].get(name)} (config: {value})"
@@ -54,25 +61,39 @@ def dataset_info(config, acquisition: str = "") -> dict[str, Any]:
     return manifest
 
 
+_CONTENTS = {"multicoil": "multi-coil k-space", "images": "pictures"}
+
+
+def _kind(manifest: dict[str, Any]) -> str:
+    return manifest.get("kind", "multicoil")
+
+
+def _wanted_kind(config) -> str:
+    return "images" if config.data.num_coils == 0 else "multicoil"
+
+
 def _wanted_settings(config) -> dict[str, Any]:
     """The part of a store's settings that the config determines."""
-    return {
-        "image_size": config.data.image_size,
-        "num_coils": config.data.num_coils,
-        "mask": config.masks.name,
-        "acceleration": config.masks.acceleration,
-        "acs_lines": config.masks.acs_lines,
-    }
+    masks = config.masks
+    common = {"image_size": config.data.image_size, "mask": masks.name}
+    if _wanted_kind(config) == "images":
+        return common | {"grid": masks.grid, "drop": masks.drop}
+    return common | {
+        "num_coils": config.data.num_coils, "acceleration": masks.acceleration, "acs_lines": masks.acs_lines
+    }  # fmt: skip
 
 
 def _command(settings: dict[str, Any], max_slices: int, folder: str | Path) -> str:
     """The command that makes a store of these settings."""
     flags = {"size": settings["image_size"]}
-    names = ("num_coils", "mask", "acceleration", "acs_lines", "noise_std", "seed")
+    names = ("num_coils", "mask", "acceleration", "acs_lines", "grid", "drop", "noise_std", "seed")
     flags |= {name: settings[name] for name in names if name in settings}
     flags |= {"max_slices": max_slices} if max_slices else {}
     text = " ".join(f"--{name} {f'{value:g}' if isinstance(value, float) else value}" for name, value in flags.items())
-    return f"python tools/prepare_demo.py {text} --out {folder}"
+    if "num_coils" in settings:
+        return f"python tools/prepare_demo.py {text} --out {folder}"
+    own = "with --folder DIR in place of --photos for pictures of your own"
+    return f"python tools/prepare_images.py --photos {text} --out {folder} ({own})"
 
 
 def _read_manifest(config) -> dict[str, Any]:
@@ -96,7 +117,8 @@ def _check_files(store: Path, manifest: dict[str, Any], part: dict[str, Any]) ->
         found = path.stat().st_size if path.is_file() else None
         if found != size:
             state = "is missing" if found is None else f"has {found} bytes instead of {size}"
-            mend = _command(manifest["settings"], manifest.get("max_slices", 0), store)
+            made = f"{manifest['command']} --out {store}" if "command" in manifest else None
+            mend = made or _command(manifest["settings"], manifest.get("max_slices", 0), store)
             raise UserError(f"{path} {state}; make the store again: {mend}")
 
 
@@ -126,23 +148,41 @@ class _Records(Sequence):
         return self._source[int(self._order[index])]
 
 
+def _dense_scan(record: dict[str, Any]) -> dict[str, Any]:
+    """y (C,H,W), mask (1,1,W) and maps of a record of acquired k-space columns."""
+    mask, maps = record["mask"], record["maps"]
+    y = np.zeros(maps.shape, np.complex64)
+    y[..., mask] = record["y"]
+    return {"y": y, "mask": mask[None, None], "maps": maps}
+
+
+def _dense_picture(record: dict[str, Any]) -> dict[str, Any]:
+    """y (H,W,3) and mask (H,W,1) of a record of acquired pixels."""
+    mask = record["mask"]
+    y = np.zeros((*mask.shape, 3), np.float32)
+    y[mask] = unit_range(record["y"])
+    return {"y": y, "mask": mask[..., None], "maps": None}
+
+
+_DENSE = {"multicoil": _dense_scan, "images": _dense_picture}
+
+
 class Acquisitions(_Records):
     """The acquisitions of one split, in the order of their ids.
 
-    `acquisitions[i]` is one dense example without batch axis, a dict with the fields of `Measurement`: y (C,H,W)
-    complex64, zero outside the mask; mask (1,1,W) bool; maps (C,H,W) complex64; noise_std () float32; example_id ()
-    int32.
+    `acquisitions[i]` is one dense example without batch axis, a dict with the fields of `Measurement`: y, zero outside
+    the mask; mask bool; maps; noise_std () float32; example_id () int32. Multi-coil k-space: y (C,H,W) complex64, mask
+    (1,1,W), maps (C,H,W) complex64. Images: y (H,W,3) float32, mask (H,W,1), maps None.
     """
+
+    def __init__(self, store: Path, part: dict[str, Any], split: str, kind: str):
+        super().__init__(store, part, split)
+        self._dense = _DENSE[kind]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = super().__getitem__(index)
-        mask, maps = record["mask"], record["maps"]
-        y = np.zeros(maps.shape, np.complex64)
-        y[..., mask] = record["y"]
         return {
-            "y": y,
-            "mask": mask[None, None],
-            "maps": maps,
+            **self._dense(record),
             "noise_std": np.float32(record["noise_std"]),
             "example_id": np.int32(record["example_id"]),
         }
@@ -150,7 +190,8 @@ class Acquisitions(_Records):
     def batch(self, indices: Iterable[int]) -> Measurement:
         """Returns the examples at these positions as one numpy Measurement."""
         examples = [self[int(index)] for index in indices]
-        return Measurement(**{name: np.stack([e[name] for e in examples]) for name in examples[0]})
+        first = examples[0]
+        return Measurement(**{n: first[n] if first[n] is None else np.stack([e[n] for e in examples]) for n in first})
 
 
 def open_acquisitions(config, split: str, acquisition: str = "") -> Acquisitions:
@@ -160,7 +201,7 @@ def open_acquisitions(config, split: str, acquisition: str = "") -> Acquisitions
     """
     manifest = dataset_info(config, acquisition)
     part = manifest["acquisitions"][acquisition or config.data.acquisition]
-    return Acquisitions(Path(config.data.dir), part, split)
+    return Acquisitions(Path(config.data.dir), part, split, _kind(manifest))
 
 
 def load_measurements(config, split: str) -> Measurement:
@@ -213,13 +254,13 @@ def epoch_order(seed: int, num_examples: int, start: int, count: int) -> np.ndar
 
 
 class References(_Records):
-    """The reference images of one split, in the order of their ids; `references[i]` is (H,W) complex64."""
+    """The reference images of one split, in the order of their ids: (H,W) complex64, of images (H,W,3) float32."""
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return super().__getitem__(index)["image"]
+        return unit_range(super().__getitem__(index)["image"])
 
     def batch(self, indices: Iterable[int]) -> np.ndarray:
-        """Returns the images at these positions, (N,H,W) complex64."""
+        """Returns the images at these positions, (N,H,W) complex64 or (N,H,W,3) float32."""
         return np.stack([self[int(index)] for index in indices])
 
 

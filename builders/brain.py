@@ -6,19 +6,31 @@ folder, without a training split, so that training has no clean image to read.
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from builders import simulate
+from builders.store import Records
+from infra.errors import UserError
 
 DATA_VERSION = "1.0.0"
 SOURCE = Path(__file__).resolve().parent.parent / "data" / "brains_128.npz"
 SPLITS = ("train", "validation", "test")
-ACQUISITIONS = ("undersampled", "full")
+SIGMA_DATA_DEFINITION = (
+    "root mean square per real scalar of the training images, estimated from acquired entries only: "
+    "T is an isometry, so |x|^2 = |T x|^2, whose expectation is the sum over acquired entries of "
+    "(|y|^2 - 2 noise_std^2) / P(entry acquired)"
+)
+LICENCES = (
+    "Colin27 head from mricron (BSD-3-Clause)",
+    "brain1 and brain2 from pyradiomics 3.0.1 (BSD-3-Clause)",
+    "full notices: data/README.md",
+)
 
 # example id = offset of the volume + slice number: unique, and the same in every store.
 OFFSETS = {"colin27": 0, "brain1": 115, "brain2": 140}
@@ -187,3 +199,75 @@ def get_builders(data_dir: Path, settings: simulate.Settings, max_slices: int = 
     full = build(BrainAcquisitions, "acquisitions", "full", "Fully sampled, noiseless multi-coil acquisitions.")
     references = build(BrainReferences, "references", "images", "Reference images of the acquisitions.")
     return {"undersampled": under, "full": full, "references": references}
+
+
+def default_settings(size: int, **changes) -> simulate.Settings:
+    """Returns the settings of the demo stores: 8 coils at 128, else 4; 6 ACS lines at 64 and in proportion, 4 at least.
+
+    `changes` override fields by name; None leaves the default. Raises UserError for values that make no sense.
+    """
+    base = simulate.Settings(image_size=size, num_coils=8 if size >= 128 else 4, acs_lines=max(4, 6 * size // 64))
+    settings = dataclasses.replace(base, **{name: value for name, value in changes.items() if value is not None})
+    for name, valid, rule in (
+        ("image_size", 16 <= size <= 128 and size % 2 == 0, "an even number from 16 to 128"),
+        ("num_coils", settings.num_coils >= 1, "at least 1"),
+        ("acceleration", settings.acceleration >= 1, "at least 1"),
+        ("acs_lines", 0 <= settings.acs_lines <= size, f"from 0 to the {size} columns"),
+        ("noise_std", settings.noise_std >= 0, "at least 0"),
+        ("seed", settings.seed >= 0, "at least 0"),
+    ):
+        if not valid:
+            raise UserError(f"{name} is {getattr(settings, name)}; it must be {rule}")
+    return settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Brains:
+    """The source of the demo's heads (see `builders.store.Source`); `max_slices` > 0: at most so many per split."""
+
+    settings: simulate.Settings
+    max_slices: int = 0
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "data_version": DATA_VERSION,
+            "source_sha256": hashlib.sha256(SOURCE.read_bytes()).hexdigest(),
+            "settings": dataclasses.asdict(self.settings),
+            "max_slices": self.max_slices,
+        }
+
+    def load(self, scratch: Path) -> None:
+        del scratch  # all heads fit into memory
+
+    def get_builders(self, folder: Path) -> dict[str, tfds.core.GeneratorBasedBuilder]:
+        return {**get_builders(folder, self.settings, self.max_slices)}
+
+    def describe(self, records: Records) -> dict[str, Any]:
+        heads = simulate_heads(self.settings)
+        return {
+            "kind": "multicoil",
+            "scales": {e.volume: e.scale for examples in heads.values() for e in examples},
+            "licences": list(LICENCES),
+            "notes": [
+                "Coil maps, phase, masks and noise are simulated from magnitude images, not measured by a scanner."
+            ],
+            **_statistics(records["undersampled"], self.settings),
+        }
+
+
+def _statistics(records: Mapping[str, Sequence], settings: simulate.Settings) -> dict[str, Any]:
+    """Returns effective acceleration per split and sigma_data, from the stored undersampled acquisitions alone."""
+    probability = simulate.inclusion_probability(settings)
+    kept = {split: np.stack([r["mask"] for r in stored]) for split, stored in records.items()}
+    power = [
+        np.sum((np.abs(r["y"]) ** 2 - 2 * r["noise_std"] ** 2) / probability[r["mask"]], dtype=np.float64)
+        for r in records["train"]
+    ]
+    return {
+        "acceleration": {
+            "nominal": settings.acceleration,
+            "effective": {split: round(float(1 / mask.mean()), 4) for split, mask in kept.items()},
+        },
+        "sigma_data": round(float(np.sqrt(np.mean(power) / (2 * settings.image_size**2))), 4),
+        "sigma_data_definition": SIGMA_DATA_DEFINITION,
+    }

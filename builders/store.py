@@ -1,62 +1,55 @@
-"""Writes a data store: the TFDS folders of `builders/brain.py` and a manifest that describes and guards them.
+"""Writes a data store: TFDS folders and a manifest that describes and guards them, for any source of examples.
 
 A store appears whole or not at all: it is written beside its place and renamed. Layout:
   acquisitions/...   datasets 'undersampled' and 'full', splits train, validation, test
   references/...     reference images, splits validation, test
-  manifest.json      settings, record counts and ids, file sizes, effective acceleration, sigma_data, licences, versions
+  manifest.json      kind, settings, record counts and ids, file sizes, statistics, licences, versions
 """
 
 import contextlib
-import dataclasses
-import hashlib
 import importlib.metadata
 import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from builders import brain, simulate
 from infra.errors import UserError
 
 MANIFEST = "manifest.json"
-SIGMA_DATA_DEFINITION = (
-    "root mean square per real scalar of the training images, estimated from acquired entries only: "
-    "T is an isometry, so |x|^2 = |T x|^2, whose expectation is the sum over acquired entries of "
-    "(|y|^2 - 2 noise_std^2) / P(entry acquired)"
-)
-LICENCES = (
-    "Colin27 head from mricron (BSD-3-Clause)",
-    "brain1 and brain2 from pyradiomics 3.0.1 (BSD-3-Clause)",
-    "full notices: data/README.md",
-)
+REFERENCES = "references"
 _PACKAGES = ("numpy", "jax", "tensorflow-datasets", "array_record")
 
+Records = Mapping[str, Mapping[str, Sequence]]  # dataset name -> split -> its records
 
-def default_settings(size: int, **changes) -> simulate.Settings:
-    """Returns the settings of the demo stores: 8 coils at 128, else 4; 6 ACS lines at 64 and in proportion, 4 at least.
 
-    `changes` override fields by name; None leaves the default. Raises UserError for values that make no sense.
-    """
-    base = simulate.Settings(image_size=size, num_coils=8 if size >= 128 else 4, acs_lines=max(4, 6 * size // 64))
-    settings = dataclasses.replace(base, **{name: value for name, value in changes.items() if value is not None})
-    for name, valid, rule in (
-        ("image_size", 16 <= size <= 128 and size % 2 == 0, "an even number from 16 to 128"),
-        ("num_coils", settings.num_coils >= 1, "at least 1"),
-        ("acceleration", settings.acceleration >= 1, "at least 1"),
-        ("acs_lines", 0 <= settings.acs_lines <= size, f"from 0 to the {size} columns"),
-        ("noise_std", settings.noise_std >= 0, "at least 0"),
-        ("seed", settings.seed >= 0, "at least 0"),
-    ):
-        if not valid:
-            raise UserError(f"{name} is {getattr(settings, name)}; it must be {rule}")
-    return settings
+class Source(Protocol):
+    """Where the examples of a store come from: what each kind of store (`builders/brain.py`, `images.py`) provides."""
+
+    def identity(self) -> dict[str, Any]:
+        """JSON values that two stores must share to be the same; 'settings' is a dict of what the config checks."""
+        ...
+
+    def load(self, scratch: Path) -> None:
+        """Reads what the builders need; may be slow and tell so. `scratch` takes temporary files until all is done."""
+        ...
+
+    def get_builders(self, folder: Path) -> dict[str, tfds.core.GeneratorBasedBuilder]:
+        """TFDS builders that write below `folder`, by dataset: acquisitions by their name, and 'references'."""
+        ...
+
+    def describe(self, records: Records) -> dict[str, Any]:
+        """The source's own part of the manifest: 'kind', 'acceleration', 'sigma_data', 'licences', 'notes', ...
+
+        What it computes of images it computes from `records['undersampled']`: statistics need no clean image.
+        """
+        ...
 
 
 def missing_files(store: Path, manifest: dict) -> list[str]:
@@ -66,22 +59,21 @@ def missing_files(store: Path, manifest: dict) -> list[str]:
     return [n for n, size in sizes.items() if not (store / n).is_file() or (store / n).stat().st_size != size]
 
 
-def prepare_store(out: Path, settings: simulate.Settings, max_slices: int = 0) -> tuple[dict, bool]:
+def prepare_store(out: Path, source: Source) -> tuple[dict, bool]:
     """Makes the store unless it is there.
 
     Args:
       out: folder of the store.
-      settings: what to simulate.
-      max_slices: 0, or the most examples per split (a toy store).
+      source: what it is made of.
 
     Returns:
-      (manifest, whether anything was written). A complete store of the same settings is left alone; a damaged one of
-      the same settings is made again.
+      (manifest, whether anything was written). A complete store of the same identity is left alone; a damaged one of
+      the same identity is made again.
 
     Raises:
-      UserError: `out` holds a store of other settings, or something else.
+      UserError: `out` holds another store, or something else; or what the source raises.
     """
-    wanted = _identity(settings, max_slices)
+    wanted = source.identity()
     found = _existing(out)
     if found:
         old, new = ({**identity, **identity.get("settings", {})} for identity in (found, wanted))
@@ -91,29 +83,22 @@ def prepare_store(out: Path, settings: simulate.Settings, max_slices: int = 0) -
         if not missing_files(out, found):
             return found, False
     temporary = out.parent / f".{out.name}.tmp-{os.getpid()}"
+    made, scratch = temporary / "store", temporary / "scratch"
     try:
-        manifest = _write(temporary, settings, max_slices) | wanted
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        for folder in (made, scratch):
+            folder.mkdir(parents=True)
+        manifest = _write(made, scratch, source) | wanted
+        (made / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
         if out.exists():
             discarded = out.parent / f".{out.name}.old-{os.getpid()}"
             os.rename(out, discarded)
-            os.rename(temporary, out)
+            os.rename(made, out)
             shutil.rmtree(discarded)
         else:
-            os.rename(temporary, out)
+            os.rename(made, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return manifest, True
-
-
-def _identity(settings: simulate.Settings, max_slices: int) -> dict:
-    """What two stores must share to be the same."""
-    return {
-        "data_version": brain.DATA_VERSION,
-        "source_sha256": hashlib.sha256(brain.SOURCE.read_bytes()).hexdigest(),
-        "settings": dataclasses.asdict(settings),
-        "max_slices": max_slices,
-    }
 
 
 def _existing(out: Path) -> dict | None:
@@ -142,50 +127,45 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _write(folder: Path, settings: simulate.Settings, max_slices: int) -> dict:
+@contextlib.contextmanager
+def _same_bytes() -> Iterator[None]:
+    """Makes TFDS write the features of a record in one order; protobuf's own order changes from process to process."""
+
+    def serialize(self: ExampleSerializer, example: Any) -> bytes:
+        return self.get_tf_example(example).SerializeToString(deterministic=True)
+
+    original = ExampleSerializer.serialize_example
+    ExampleSerializer.serialize_example = serialize
+    try:
+        yield
+    finally:
+        ExampleSerializer.serialize_example = original
+
+
+def _write(folder: Path, scratch: Path, source: Source) -> dict:
     """Writes all datasets below `folder` and returns their part of the manifest."""
     download = tfds.download.DownloadConfig(try_download_gcs=False)
     datasets: dict[str, dict] = {}
-    with _quiet():
-        for name, builder in brain.get_builders(folder, settings, max_slices).items():
+    records: dict[str, dict[str, Sequence]] = {}
+    source.load(scratch)
+    with _quiet(), _same_bytes():
+        for name, builder in source.get_builders(folder).items():
             builder.download_and_prepare(file_format="array_record", download_config=download)
             path = Path(builder.data_dir)
             read: Any = builder.as_data_source  # its decorator hides the parameters from type checkers
-            sources = {split: read(split=split) for split in builder.info.splits}
+            records[name] = {split: read(split=split) for split in builder.info.splits}
             datasets[name] = {
                 "path": str(path.relative_to(folder)),
                 "files": {str(f.relative_to(folder)): f.stat().st_size for f in sorted(path.iterdir())},
                 # ids in the order of the records, which TFDS shuffles
-                "ids": {split: [int(r["example_id"]) for r in source] for split, source in sources.items()},
+                "ids": {split: [int(r["example_id"]) for r in stored] for split, stored in records[name].items()},
             }
-            if name == "undersampled":
-                statistics = _statistics(sources, settings)
-    heads = brain.simulate_heads(settings)
+        described = source.describe(records)
+    references = datasets.pop(REFERENCES)
     return {
-        "acquisitions": {name: datasets[name] for name in brain.ACQUISITIONS},
-        "references": datasets["references"],
+        "acquisitions": datasets,
+        "references": references,
         "counts": {split: len(ids) for split, ids in datasets["undersampled"]["ids"].items()},
-        "scales": {e.volume: e.scale for examples in heads.values() for e in examples},
-        "licences": list(LICENCES),
-        "notes": ["Coil maps, phase, masks and noise are simulated from magnitude images, not measured by a scanner."],
         "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
-        **statistics,
-    }
-
-
-def _statistics(sources: dict, settings: simulate.Settings) -> dict:
-    """Returns effective acceleration per split and sigma_data, from the stored undersampled acquisitions alone."""
-    probability = simulate.inclusion_probability(settings)
-    kept = {split: np.stack([r["mask"] for r in source]) for split, source in sources.items()}
-    power = [
-        np.sum((np.abs(r["y"]) ** 2 - 2 * r["noise_std"] ** 2) / probability[r["mask"]], dtype=np.float64)
-        for r in sources["train"]
-    ]
-    return {
-        "acceleration": {
-            "nominal": settings.acceleration,
-            "effective": {split: round(float(1 / mask.mean()), 4) for split, mask in kept.items()},
-        },
-        "sigma_data": round(float(np.sqrt(np.mean(power) / (2 * settings.image_size**2))), 4),
-        "sigma_data_definition": SIGMA_DATA_DEFINITION,
+        **described,
     }

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from builders.brain import BrainReferences
-from builders.store import default_settings, prepare_store
+from builders.brain import BrainReferences, Brains, default_settings
+from builders.store import prepare_store
 from configs.default import get_config
 
 # Nearly all of a test's time is compilation of programs that run for milliseconds.
@@ -23,7 +23,7 @@ jax.config.update("jax_disable_most_optimizations", True)
 def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `tools/prepare_demo.py --size 32 --max_slices 6` makes: 4 coils, R=4, 4 ACS lines. Do not change it."""
     store = tmp_path_factory.mktemp("data") / "tiny_store"
-    prepare_store(store, default_settings(32), max_slices=6)
+    prepare_store(store, Brains(default_settings(32), max_slices=6))
     return store
 
 
@@ -33,7 +33,7 @@ def nan_reference_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("data") / "nan_reference_store"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BrainReferences, "_record", lambda self, e: {"image": e.simulated.image * np.complex64(np.nan)})
-        prepare_store(store, default_settings(32), max_slices=6)
+        prepare_store(store, Brains(default_settings(32), max_slices=6))
     return store
 
 

@@ -176,7 +176,7 @@ def test_makefile_lists_every_target():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
     assert {line.split()[1] for line in done.stdout.splitlines()} == {
-        "help", "setup", "demo", "test", "lint", "bench", "clean",
+        "help", "setup", "demo", "demo-images", "test", "lint", "bench", "clean",
     }  # fmt: skip
 
 

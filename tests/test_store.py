@@ -20,12 +20,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_same_seed_gives_the_same_bytes(tiny_store, tmp_path):
     brain.simulate_heads.cache_clear()
-    store.prepare_store(tmp_path / "again", store.default_settings(32), max_slices=6)
+    store.prepare_store(tmp_path / "again", brain.Brains(brain.default_settings(32), 6))
     assert hashes(tmp_path / "again") == hashes(tiny_store)
 
 
 def test_another_seed_gives_other_draws(tiny_store, tiny_config, tmp_path):
-    store.prepare_store(tmp_path / "other", store.default_settings(32, seed=1), max_slices=6)
+    store.prepare_store(tmp_path / "other", brain.Brains(brain.default_settings(32, seed=1), 6))
     first = datasets.load_measurements(tiny_config, "train")
     tiny_config.data.dir = str(tmp_path / "other")
     second = datasets.load_measurements(tiny_config, "train")
@@ -69,7 +69,7 @@ def test_masks_are_one_draw_per_example_from_the_registered_distribution(tiny_co
 
 
 def test_mask_density_follows_the_inclusion_probability():
-    settings = store.default_settings(64)
+    settings = brain.default_settings(64)
     drawn = simulate.draw_masks(settings, range(4000))
     probability = simulate.inclusion_probability(settings)
     assert probability[29:35].min() == 1 and probability[0] == 0.25
@@ -110,7 +110,7 @@ def test_maps_are_normalised_and_smooth(tiny_config):
 
 
 def test_scale_is_the_99th_percentile_of_the_zero_filled_volume(tiny_store, tiny_config):
-    settings = store.default_settings(32)
+    settings = brain.default_settings(32)
     heads = brain.simulate_heads(settings)
     zero_filled = [np.abs(simulate.zero_filled(e.simulated)) / e.scale for e in heads["test"]]
     assert len(zero_filled) == 23
@@ -139,7 +139,7 @@ def test_manifest_statistics(tiny_config):
 
 
 def test_toy_stores_hold_examples_of_the_whole_store():
-    settings = store.default_settings(32)
+    settings = brain.default_settings(32)
     everything = {e.example_id: e for e in brain.choose(settings, "train")}
     some = brain.choose(settings, "train", 5)
     assert len(everything) == 120 and [e.example_id for e in some] == sorted(e.example_id for e in some)
@@ -151,38 +151,40 @@ def test_toy_stores_hold_examples_of_the_whole_store():
 
 
 def test_complete_store_is_left_alone_and_a_damaged_one_made_again(store_copy, tiny_store):
-    settings = store.default_settings(32)
+    source = brain.Brains(brain.default_settings(32), 6)
     before = {path: path.stat().st_mtime_ns for path in store_copy.rglob("*")}
-    assert store.prepare_store(store_copy, settings, 6)[1] is False
+    assert store.prepare_store(store_copy, source)[1] is False
     assert {path: path.stat().st_mtime_ns for path in store_copy.rglob("*")} == before
     record = next(store_copy.rglob("*undersampled*/**/*train.array_record*"))
     record.write_bytes(record.read_bytes()[:1000])
-    assert store.prepare_store(store_copy, settings, 6)[1] is True
+    assert store.prepare_store(store_copy, source)[1] is True
     (store_copy / "manifest.json").write_text("{")
-    assert store.prepare_store(store_copy, settings, 6)[1] is True
+    assert store.prepare_store(store_copy, source)[1] is True
     assert hashes(store_copy) == hashes(tiny_store)
     assert [p.name for p in store_copy.parent.iterdir()] == ["store"]
 
 
 def test_other_stores_and_folders_are_never_overwritten(store_copy, tmp_path):
     before = hashes(store_copy)
-    message = message_of(store.prepare_store, store_copy, store.default_settings(32, acceleration=3.0), 6)
+    other = brain.Brains(brain.default_settings(32, acceleration=3.0), 6)
+    message = message_of(store.prepare_store, store_copy, other)
     assert "acceleration 4.0 instead of 3.0" in message and "--out" in message
-    assert "max_slices 6 instead of 0" in message_of(store.prepare_store, store_copy, store.default_settings(32), 0)
+    whole = brain.Brains(brain.default_settings(32))
+    assert "max_slices 6 instead of 0" in message_of(store.prepare_store, store_copy, whole)
     assert hashes(store_copy) == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
-    assert "not a data store" in message_of(store.prepare_store, tmp_path / "mine", store.default_settings(32))
+    assert "not a data store" in message_of(store.prepare_store, tmp_path / "mine", whole)
 
 
 def test_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
-    def fail(folder, settings, max_slices):
+    def fail(folder, scratch, source):
         (folder / "acquisitions").mkdir(parents=True)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(store, "_write", fail)
     with pytest.raises(KeyboardInterrupt):
-        store.prepare_store(tmp_path / "store", store.default_settings(32), 6)
+        store.prepare_store(tmp_path / "store", brain.Brains(brain.default_settings(32), 6))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -201,7 +203,7 @@ def test_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
 def test_impossible_settings_are_refused(change, expected):
     size = change.pop("image_size", 32) if "image_size" in change else 32
     with pytest.raises(UserError, match=expected):
-        store.default_settings(size, **change)
+        brain.default_settings(size, **change)
 
 
 def test_command_line_ends_in_one_line(tmp_path):

@@ -17,7 +17,8 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only masks are drawn with JAX: leave accelerators to the training
 
-from builders.store import default_settings, prepare_store
+from builders.brain import Brains, default_settings
+from builders.store import prepare_store
 from infra.errors import UserError
 
 _OUT = flags.DEFINE_string("out", None, "Folder of the store.", required=True)
@@ -44,7 +45,7 @@ def main(_: list[str]) -> None:
         noise_std=_NOISE.value,
         seed=_SEED.value,
     )
-    manifest, written = prepare_store(Path(_OUT.value), settings, _MAX_SLICES.value)
+    manifest, written = prepare_store(Path(_OUT.value), Brains(settings, _MAX_SLICES.value))
     if not written:
         print(f"{_OUT.value}: already complete")
         return

@@ -1,0 +1,42 @@
+"""The image demo: MSM trained on 64x64 photo patches with 6 of 16 blocks missing, evaluated on photos never seen.
+
+    python tools/prepare_images.py --photos --size 64 --out store/photos64
+    python main.py --config=configs/photos64_msm.py --workdir=workdir/photos64 --mode=train
+    python main.py --config=configs/photos64_msm.py --workdir=workdir/photos64 --mode=eval
+
+2.14 M parameters, as brain64_msm. Two CPU cores are enough; a GPU needs no other setting.
+"""
+
+from configs import default, variants
+
+
+def get_config(variant: str = ""):
+    """Variants: '' for hours on two cores or minutes on a GPU, 'demo' a few hundred steps, 'smoke' a few for tests."""
+    config = default.get_config()
+    config.data.dir = "store/photos64"
+    config.data.num_coils = 0
+    config.data.augment = ("mirror",)
+    config.transform.name = "identity"
+    config.masks.name = "random_boxes"
+    config.masks.grid = 4
+    config.masks.drop = 6
+    config.denoiser.sigma_data = 0.52
+    config.loss.min_keep = 1.0  # thinning would punch out single pixels, which no mask of p(S) does
+    config.model.num_channels = 40  # at patch_size 2: few pixels with many channels are what two cores do fastest
+    config.model.channel_mult = (1, 2, 2)
+    config.model.patch_size = 2
+    config.model.attention_resolutions = (8,)
+    config.training.batch_size = 8
+    config.training.num_steps = 10_000
+    config.training.log_every = 25
+    config.training.checkpoint_every = 500
+    config.eval.solvers = ("zero_filled", "tv", "l1_wavelet", "msm")
+    return variants.apply(config, variant, {"demo": demo, "smoke": variants.smoke})
+
+
+def demo(config):
+    """Short enough to watch: the loss falls, pictures and checkpoints appear."""
+    config.training.num_steps = 500
+    config.training.log_every = 10
+    config.training.checkpoint_every = config.training.sample_every = 250
+    return config

@@ -1,0 +1,15 @@
+"""The upper bound of photos64_msm: the same network and budget trained on whole, noiseless pictures.
+
+    python main.py --config=configs/photos64_oracle.py --workdir=workdir/photos64_oracle --mode=train
+
+It sees clean data, and its log says so; evaluation is on masked pictures as for photos64_msm.
+"""
+
+from configs import photos64_msm
+
+
+def get_config(variant: str = ""):
+    """Variants as in photos64_msm."""
+    config = photos64_msm.get_config(variant)
+    config.data.acquisition = "full"
+    return config
