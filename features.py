@@ -11,8 +11,8 @@ DEFINITION = (
     "16 intensity quantiles (means of equal shares of the sorted pixels); log10 root mean power in 16 rings of "
     "spatial frequency from 0 to the Nyquist frequency; of a Haar decomposition, log10 root mean square and mean "
     "magnitude of 3 orientations at 4 scales (24); a 4 x 4 mosaic of mean intensities (16) and one of root-mean-square "
-    "gradients (16); for colour images also mean, standard deviation and correlations of the channels (9). Logarithms are of "
-    "value + 1e-3. Not comparable to published FIDs, which look through an Inception network."
+    "gradients (16); for colour images also mean, standard deviation and correlations of the channels (9). Logarithms "
+    "are of value + 1e-3. Not comparable to published FIDs, which look through an Inception network."
 )
 
 _QUANTILES, _RINGS, _SCALES, _MOSAIC, _FLOOR = 16, 16, 4, 4, 1e-3
