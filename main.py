@@ -34,7 +34,7 @@ def run() -> None:
     modes = {
         "train": lambda: run_lib.train(FLAGS.config, FLAGS.workdir),
         "eval": lambda: run_lib.evaluate(FLAGS.config, FLAGS.workdir, command),
-        "sample": lambda: run_lib.sample(FLAGS.config, FLAGS.workdir),
+        "sample": lambda: run_lib.sample(FLAGS.config, FLAGS.workdir, command),
     }
     modes[FLAGS.mode]()
 

@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 import datasets
 import evaluation
-from infra import checkpoints, figures, report, rounds, sharding, workdir, writers
-from infra.atomic import atomic_write_bytes, atomic_write_npz
+from infra import checkpoints, figures, generation, report, rounds, sharding, workdir, writers
+from infra.atomic import atomic_write_bytes
 from infra.errors import UserError
 from infra.progress import Progress
 from losses import get_loss_fn, get_optimizer, get_step_fn, init_state
@@ -24,11 +24,9 @@ from models.init import init_params, param_shapes
 from models.registry import get_model
 from operators.acquisition import Acquisition
 from operators.masks import MaskDistribution, get_masks
-from operators.measurement import Measurement
 from operators.operator import Operator
 from operators.tasks import Task, get_task
 from operators.transform import Transform, get_transform
-from sampling import get_sampling_fn
 from sde_lib import Schedule, get_schedule
 from solvers import get_solver
 from solvers.registry import Solver
@@ -259,7 +257,7 @@ def _solve_round(
         if name not in compiled:
             compiled[name] = runners[name].lower(*arguments).compile()
         begin = time.monotonic()
-        samples = _gather(compiled[name](*arguments))
+        samples = sharding.gather(compiled[name](*arguments))
         seconds = (time.monotonic() - begin) / batch_size
         mean, std = evaluation.summarize_samples(samples)
         arrays[f"{name}/mean"] = mean
@@ -267,15 +265,6 @@ def _solve_round(
         if std is not None:
             arrays[f"{name}/std"], arrays[f"{name}/sample"] = std, samples[0]
     return arrays
-
-
-def _gather(array: jax.Array) -> np.ndarray:
-    """A global array on every host."""
-    if array.is_fully_addressable:
-        return np.asarray(array)
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.process_allgather(array, tiled=True)
 
 
 def _report(config, run, done, solvers: dict[str, Solver], task: Task, info, step: int, command: str) -> dict[str, Any]:
@@ -331,35 +320,18 @@ def _of_split(value, split: str):
     return round(value[split], 2) if isinstance(value, dict) else value
 
 
-def sample(config: ConfigDict, folder: str) -> None:
-    """Draws `sampling.num_images` images with the coils of training acquisitions; writes samples/generated*."""
+def sample(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]:
+    """Draws `sampling.num_images` images with the coils of training acquisitions, and judges them.
+
+    Writes rounds/*.npz (which a second start does not repeat), images.npz, grid.png, summary.json, memorisation.csv
+    and report.html into `samples/<sampling.folder>` of the workdir; returns the summary.
+    """
     acquisitions = datasets.open_acquisitions(config, "train")
+    judge = generation.get_judge(config)
     experiment = build(config)
     params, step = _load_params(experiment, folder)
     with workdir.open_workdir(folder, config, "sample") as run:
         writers.setup_logging(run.root, "sample")
-        draw = get_sampling_fn(config, experiment.schedule, experiment.transform, experiment.denoise)
-
-        def draw_batch(key, params, measurement: Measurement, hyper):
-            del hyper
-            shape = measurement.maps.shape if measurement.maps is not None else measurement.y.shape
-            return draw(key, params, measurement.example_id, measurement.maps, shape)[None]
-
-        runner = sharding.data_parallel_solve(draw_batch, experiment.mesh)
-        key = sharding.replicate(jax.random.key(config.seed), experiment.mesh)
-        total, size = config.sampling.num_images, config.eval.batch_size
-        images = []
-        with Progress(total, 0, "sample", unit="image") as progress:
-            for start in range(0, total, size):
-                ids = np.arange(start, start + size)
-                batch = acquisitions.batch(ids % len(acquisitions))
-                batch = dataclasses.replace(batch, example_id=ids.astype(np.int32))
-                batch = sharding.shard_batch(sharding.local_share(batch), experiment.mesh)
-                images.append(_gather(runner(key, params, batch, {}))[0])
-                progress.update(min(total, start + size))
-        images = np.concatenate(images)[:total]
-        if jax.process_index() == 0:
-            name = f"samples/generated_step_{step:07d}"
-            atomic_write_npz(run.path(f"{name}.npz"), images=images, step=np.array(step), seed=np.array(config.seed))
-            atomic_write_bytes(run.path(f"{name}.png"), figures.encode_png(figures.image_grid(images)))
-            logging.info("%d images: %s", total, run.path(f"{name}.png"))
+        where = run.path(f"samples/{config.sampling.folder}")
+        planned = generation.draw(experiment, params, acquisitions, where)
+        return generation.report(experiment, acquisitions, judge, planned, where, step, command)

@@ -88,6 +88,12 @@ def get_config() -> ConfigDict:
     sampling.step = "ddim"  # ddim | renoise: what eta means, see sampling.py
     sampling.eta = 1.0  # share of fresh noise in a step
     sampling.num_images = 16  # --mode sample
+    sampling.batch_size = 8  # images drawn at once, over all devices; images do not depend on it
+    sampling.folder = "generated"  # inside workdir/samples
+    sampling.features = "small"  # what distances look at: small | file of jax.export | .npz of the drawn images
+    sampling.reference_split = "test"  # held-out images to compare with: validation | test | none
+    sampling.reference_features = ""  # .npz with the features of other reference images; empty: computed from the split
+    sampling.check_images = 64  # at most so many are compared with every training acquisition; 0: none
 
     config.solver = solver = ConfigDict()  # of the msm posterior solver; names as in config.sampling
     solver.num_levels = 30

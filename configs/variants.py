@@ -32,5 +32,5 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.eval.batch_size = 4
     config.eval.max_examples = 6
     config.eval.num_samples = 2
-    config.sampling.num_images = 4
+    config.sampling.num_images = config.sampling.batch_size = 4
     return config

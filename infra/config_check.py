@@ -92,6 +92,12 @@ SETTINGS: dict[str, Rule] = {
     # sampling and reconstruction
     **{f"sampling.{key}": rule for key, rule in SAMPLER.items()},
     "sampling.num_images": integer(1),
+    "sampling.batch_size": integer(1),
+    "sampling.folder": folder_inside(()),
+    "sampling.features": text(),
+    "sampling.reference_split": choice("validation", "test", "none"),
+    "sampling.reference_features": text(empty=True),
+    "sampling.check_images": integer(0),
     **{f"solver.{key}": rule for key, rule in SAMPLER.items()},
     "solver.start_sigma": number(above=0),
     "solver.consistency": name(registered("solvers.msm", "CONSISTENCY")),
@@ -316,13 +322,28 @@ def _training_batch_splits(c: ConfigDict) -> str | None:
     )
 
 
-@_must_fit("eval.batch_size")
-def _evaluation_batch_splits(c: ConfigDict) -> str | None:
-    size, devices = c.eval.batch_size, jax.device_count()
-    if size % devices == 0:
+def _batch_splits(section: str) -> None:
+    @_must_fit(f"{section}.batch_size")
+    def splits(c: ConfigDict) -> str | None:
+        size, devices = c[section].batch_size, jax.device_count()
+        if size % devices == 0:
+            return None
+        up = math.ceil(size / devices) * devices
+        return f"{section}.batch_size is {size}: it must be a multiple of the {devices} devices, e.g. {up}"
+
+
+for _section in ("eval", "sampling"):
+    _batch_splits(_section)
+
+
+@_must_fit("sampling.features", "sampling.reference_features")
+def _precomputed_features_are_a_pair(c: ConfigDict) -> str | None:
+    if not c.sampling.features.endswith(".npz") or c.sampling.reference_features:
         return None
-    up = math.ceil(size / devices) * devices
-    return f"eval.batch_size is {size}: it must be a multiple of the {devices} devices, e.g. {up}"
+    return (
+        f"sampling.features is {c.sampling.features!r}: precomputed features of the drawn images need "
+        "sampling.reference_features, those of the reference images by the same extractor"
+    )
 
 
 def _flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:

@@ -70,7 +70,8 @@ def folder_inside(reserved: tuple[str, ...]) -> Rule:
         parts = value.split("/") if isinstance(value, str) else [""]
         return parts[0] not in reserved and not {"", ".", ".."} & set(parts)
 
-    return Rule(holds, lambda: f"a folder inside the workdir, without '..', and none of {', '.join(reserved)}")
+    others = f", and none of {', '.join(reserved)}" if reserved else ""
+    return Rule(holds, lambda: f"a folder inside the workdir, without '..'{others}")
 
 
 def name(known: Callable[[], Iterable[str]]) -> Rule:

@@ -1,16 +1,16 @@
-"""Finished rounds of an evaluation on disk: each knows what it was computed from, so that only equal work is reused."""
+"""Finished rounds of a long run on disk: each knows what it was computed from, so that only equal work is reused."""
 
 import logging
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from infra.atomic import atomic_write_npz
+from infra.atomic import atomic_file, atomic_write_npz
 
 
 def checksum(params: Any) -> int:
@@ -51,3 +51,24 @@ def drop_beyond(folder: Path, count: int) -> None:
     for path in (folder / "rounds").glob("round_*.npz"):
         if path not in expected:
             path.unlink()
+
+
+def join(
+    path: Path, name: str, parts: Iterable[np.ndarray], shape: tuple[int, ...], dtype, **small: np.ndarray
+) -> None:
+    """Writes an uncompressed .npz whose array `name` is the concatenation of `parts`, held one at a time.
+
+    Args:
+      shape, dtype: of the whole array.
+      small: further arrays.
+    """
+    with atomic_file(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for key, value in small.items():
+            with archive.open(f"{key}.npy", "w") as member:
+                np.lib.format.write_array(member, np.asarray(value), allow_pickle=False)
+        with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+            described = np.lib.format.dtype_to_descr(np.dtype(dtype))
+            header = {"descr": described, "fortran_order": False, "shape": tuple(shape)}
+            np.lib.format.write_array_header_2_0(member, header)
+            for part in parts:
+                member.write(np.ascontiguousarray(part, dtype).tobytes())

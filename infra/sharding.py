@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -39,6 +40,18 @@ def shard_batch(tree, mesh: Mesh):
     """Host arrays holding this process's share of a batch -> global arrays split along their first axis."""
     sharding = NamedSharding(mesh, P(AXIS))
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a)), tree)
+
+
+def gather(array: jax.Array) -> np.ndarray:
+    """A global array on every host."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)
+
+
+def from_first(tree):
+    """The host arrays of process 0, on every process; all must call it with arrays of the same shapes and types."""
+    return multihost_utils.broadcast_one_to_all(tree)
 
 
 def data_parallel_step(step: Callable, mesh: Mesh) -> Callable:

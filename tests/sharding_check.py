@@ -9,10 +9,13 @@ import numpy as np
 import optax
 
 import losses
+import memorisation
 from infra import sharding
+from operators.transform import get_transform
 from solvers import get_solver
-from tests.test_losses import PARAMS, parts, toy_config, toy_measurement
+from tests.test_losses import PARAMS, SIZE, parts, toy_config, toy_measurement
 from tests.test_sampling import experiment, solver_config
+from tests.toy_data import phantom
 
 RATE = 0.1
 
@@ -87,7 +90,21 @@ def check_solve() -> dict:
     }
 
 
+def check_copies() -> dict:
+    """Distances of replicated images to training acquisitions that are shared among the devices."""
+    distances = memorisation.get_distance_fn(toy_config(), get_transform(toy_config()))
+    batch, images, results = toy_measurement(8), phantom(SIZE, 3), {}
+    for count in (1, 4):
+        mesh = sharding.get_mesh(jax.devices()[:count])
+        runner = sharding.data_parallel_solve(
+            lambda key, images, measurement, hyper: distances(images, measurement), mesh
+        )
+        key, placed = sharding.replicate((jax.random.key(0), images), mesh)
+        results[count] = np.asarray(runner(key, placed, sharding.shard_batch(batch, mesh), {}))
+    return {"copies": distance(results[4], results[1]), "copies_shape": results[4].shape}
+
+
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # jax.pmap is only compared with
     assert jax.device_count() == 4, jax.devices()
-    print(json.dumps(check_step() | check_solve()))
+    print(json.dumps(check_step() | check_solve() | check_copies()))

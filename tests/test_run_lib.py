@@ -5,7 +5,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from skimage.io import imread
 
 import run_lib
 from infra.errors import UserError
@@ -150,16 +149,6 @@ def test_rounds_of_other_settings_are_computed_again(config, evaluated, monkeypa
     count_rounds(monkeypatch, limit=0)
     with pytest.raises(Killed):
         run_lib.evaluate(config, str(folder))
-
-
-def test_sampling_writes_images_and_a_picture(config, trained):
-    config.sampling.num_images = 6
-    run_lib.sample(config, str(trained))
-    with np.load(trained / "samples" / "generated_step_0000004.npz") as stored:
-        images, step = stored["images"], stored["step"]
-    assert images.shape == (6, 32, 32) and images.dtype == np.complex64 and step == 4
-    assert np.isfinite(images).all() and len({image.tobytes() for image in images}) == 6
-    assert imread(trained / "samples" / "generated_step_0000004.png").ndim == 3
 
 
 def test_a_solver_that_does_not_exist_is_refused_before_anything_is_written(config, trained):

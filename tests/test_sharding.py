@@ -64,6 +64,11 @@ def test_reconstruction_needs_no_communication(found):
     assert found["solve_collectives"] == 0
 
 
+def test_distances_to_training_data_on_four_devices_are_those_of_one(found):
+    assert found["copies_shape"] == [3, 8]
+    assert found["copies"] < 1e-5
+
+
 def test_mesh_has_one_axis_over_all_devices():
     mesh = sharding.get_mesh()
     assert mesh.axis_names == (sharding.AXIS,) and mesh.size == jax.device_count()

@@ -52,8 +52,10 @@ def test_workdir_holds_what_the_design_promises(first):
     workdir, _, files = first
     promised = [
         *("config.json", "manifest.json", "metrics.jsonl", "train.log", "eval.log", "sample.log"),
-        *("samples/step_0000002.png", "samples/step_0000004.png", "samples/generated_step_0000004.png"),
-        *("samples/generated_step_0000004.npz", "eval/metrics.csv", "eval/summary.json", "eval/report.html"),
+        *("samples/step_0000002.png", "samples/step_0000004.png", "eval/metrics.csv", "eval/summary.json"),
+        *(f"samples/generated/{name}" for name in ("images.npz", "grid.png", "nearest.png", "memorisation.csv")),
+        *("samples/generated/summary.json", "samples/generated/report.html", "samples/generated/rounds/round_0000.npz"),
+        "eval/report.html",
         *("eval/rounds/round_0000.npz", "eval/rounds/round_0001.npz", "eval/figures/psnr_per_slice.png"),
     ]
     assert not [name for name in promised if name not in files]

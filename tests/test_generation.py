@@ -1,0 +1,231 @@
+"""--mode sample: rounds are drawn once, images depend on their number alone, and what is told about them is true."""
+
+import json
+
+import numpy as np
+import pytest
+from skimage.io import imread
+
+import datasets
+import run_lib
+from features import small_features
+from frechet import frechet_distance
+from infra import generation, sample_report
+from infra.checkpoints import export_params
+from infra.config_check import find_problems
+from models.init import init_params
+from tests.checks import hashes, message_of
+from tests.small_runs import quick_compilation, small_config
+from tests.test_report import Page
+
+TOTAL = 6
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler(tmp_path_factory):
+    with quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_store, tmp_path_factory):
+    """Parameters whose last layer is not zero, as a new network's is: otherwise every image would be the same blur."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    experiment = run_lib.build(small_config(tiny_store))
+    rng = np.random.default_rng(0)
+    params = init_params(experiment.model, 0, experiment.image_shape)
+    params = run_lib.jax.tree.map(lambda a: (a + 0.02 * rng.normal(size=a.shape)).astype(np.float32), params)
+    export_params(folder, params, 7, {})
+    return folder
+
+
+@pytest.fixture
+def config(tiny_store, checkpoint):
+    return make_config(tiny_store, checkpoint)
+
+
+def make_config(store, checkpoint):
+    config = small_config(store)
+    config.eval.checkpoint = str(checkpoint)
+    config.sampling.num_images, config.sampling.batch_size = TOTAL, 4
+    return config
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_store, checkpoint, tmp_path_factory):
+    """(folder of the results, summary) of a run that was never interrupted."""
+    workdir = tmp_path_factory.mktemp("straight")
+    summary = run_lib.sample(make_config(tiny_store, checkpoint), str(workdir), "python main.py --mode=sample")
+    return workdir / "samples" / "generated", summary
+
+
+def images_of(folder):
+    with np.load(folder / "images.npz", allow_pickle=False) as stored:
+        return stored["images"]
+
+
+def count_drawn(monkeypatch, limit=100):
+    """Returns a list that grows with every round that is written; the one after `limit` raises Killed."""
+    write, written = generation.rounds.write, []
+
+    def counted(path, stamp, arrays):
+        if len(written) == limit:
+            raise Killed
+        written.append(arrays["example_id"].tolist())
+        write(path, stamp, arrays)
+
+    monkeypatch.setattr(generation.rounds, "write", counted)
+    return written
+
+
+def test_everything_is_written(straight):
+    folder, summary = straight
+    images = images_of(folder)
+    assert images.shape == (TOTAL, 32, 32) and images.dtype == np.complex64 and np.isfinite(images).all()
+    assert len({image.tobytes() for image in images}) == TOTAL
+    parts = [np.load(path) for path in sorted(folder.glob("rounds/*.npz"))]
+    np.testing.assert_array_equal(np.concatenate([part["images"] for part in parts]), images)
+    assert [part["example_id"].tolist() for part in parts] == [[0, 1, 2, 3], [4, 5]]
+    assert summary["run"]["images"] == TOTAL and summary["run"]["training step"] == 7
+    for name in ("grid.png", "nearest.png"):
+        assert imread(folder / name).std() > 0
+    assert json.loads((folder / "summary.json").read_text())["distances"]["drawn"] == TOTAL
+
+
+def test_stated_distance_is_that_of_the_written_images(config, straight):
+    folder, summary = straight
+    references = datasets.open_references(config, "test")
+    pair = small_features(images_of(folder)), small_features(references.batch(range(len(references))))
+    assert summary["distances"]["frechet"] == pytest.approx(frechet_distance(*pair), rel=1e-9)
+    assert summary["distances"]["references"] == len(references)
+    assert any("covariance is singular" in told for told in summary["distances"]["warnings"])
+
+
+def test_report_is_complete_and_needs_nothing_from_elsewhere(straight):
+    folder, summary = straight
+    content = (folder / "report.html").read_text()
+    page = Page(content)
+    assert {"script", "link", "iframe"}.isdisjoint(page.tags) and "http" not in content
+    assert sorted(page.sources) == ["grid.png", "nearest.png"]
+    told = " ".join(page.text)
+    assert f"{summary['distances']['frechet']:.4g}" in told and "--mode=sample" in told
+    assert f"{summary['memorisation']['drawn']['distance']['median']:.4g}" in told
+    for name in summary["definitions"]:
+        assert name in page.text
+    assert f"{TOTAL} images, Fréchet distance" in sample_report.one_line(summary)
+
+
+def test_a_killed_run_goes_on_after_its_last_round(config, straight, tmp_path, monkeypatch):
+    folder, summary = straight
+    with monkeypatch.context() as patch:
+        count_drawn(patch, limit=1)
+        with pytest.raises(Killed):
+            run_lib.sample(config, str(tmp_path), "python main.py --mode=sample")
+    written = count_drawn(monkeypatch)
+    assert run_lib.sample(config, str(tmp_path), "python main.py --mode=sample") == summary
+    assert written == [[4, 5]]
+    assert hashes(tmp_path / "samples" / "generated") == hashes(folder)
+
+
+def test_images_do_not_depend_on_the_batch_size(config, straight, tmp_path):
+    config.sampling.batch_size, config.sampling.check_images = 3, 0
+    summary = run_lib.sample(config, str(tmp_path))
+    found, expected = images_of(tmp_path / "samples" / "generated"), images_of(straight[0])
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    assert summary["memorisation"] == {}
+    assert "Not checked" in (tmp_path / "samples" / "generated" / "report.html").read_text()
+
+
+def test_more_images_keep_the_finished_rounds_and_fewer_drop_them(config, straight, tmp_path, monkeypatch):
+    config.sampling.num_images, config.sampling.check_images = 8, 0
+    written = count_drawn(monkeypatch)
+    run_lib.sample(config, str(tmp_path))
+    config.sampling.num_images, config.sampling.reference_split = 12, "none"
+    assert run_lib.sample(config, str(tmp_path))["distances"] == {}
+    assert written == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    folder = tmp_path / "samples" / "generated"
+    np.testing.assert_array_equal(images_of(folder)[:TOTAL], images_of(straight[0]))
+    config.sampling.num_images = 4
+    run_lib.sample(config, str(tmp_path))
+    assert len(written) == 3 and len(list(folder.glob("rounds/*"))) == 1 and len(images_of(folder)) == 4
+
+
+def test_a_finished_run_draws_nothing(config, straight, monkeypatch):
+    count_drawn(monkeypatch, limit=0)
+    before = hashes(straight[0])
+    again = run_lib.sample(config, str(straight[0].parent.parent), "python main.py --mode=sample")
+    assert again == straight[1] and hashes(straight[0]) == before
+
+
+@pytest.mark.parametrize("change", ["seed", "sampling.num_levels", "sampling.eta", "masks.acceleration"])
+def test_rounds_of_other_settings_are_drawn_again(config, straight, change, monkeypatch):
+    def die(*_):
+        raise Killed
+
+    monkeypatch.setattr(generation, "get_sampling_fn", lambda *_: die)
+    if change == "masks.acceleration":  # of the store, whose manifest says so too
+        info = datasets.dataset_info(config)
+        info["settings"]["acceleration"] = 5.0
+        monkeypatch.setattr(datasets, "dataset_info", lambda *_: info)
+    config.update_from_flattened_dict({change: {"sampling.eta": 0.5, "masks.acceleration": 5.0}.get(change, 2)})
+    with pytest.raises(Killed):
+        run_lib.sample(config, str(straight[0].parent.parent))
+
+
+def test_a_copied_training_image_is_flagged(config, tmp_path, monkeypatch):
+    """Validation slices are trained on here, so the network 'draws' one of them among others."""
+    references = datasets.open_references(config, "validation")
+    training = datasets.open_acquisitions(config, "validation")
+    copy = references.batch([1])[0]
+
+    def get_copying_fn(*_):
+        noise = np.random.default_rng(0).normal(size=(TOTAL, 32, 32)).astype(np.complex64)
+        drawn = np.concatenate([noise[:2], copy[None] * np.complex64(1j), noise[3:]])
+        return lambda key, params, ids, maps, shape: run_lib.jnp.asarray(drawn)[ids % TOTAL]
+
+    monkeypatch.setattr(generation, "get_sampling_fn", get_copying_fn)
+    monkeypatch.setattr(run_lib.datasets, "open_acquisitions", lambda *_: training)
+    summary = run_lib.sample(config, str(tmp_path))
+    rows = (tmp_path / "samples" / "generated" / "memorisation.csv").read_text().splitlines()
+    assert rows[3].split(",")[:3] == ["drawn", "2", str(training.ids[1])] and rows[3].endswith("True")
+    assert summary["memorisation"]["drawn"]["flagged"] == 1 and summary["memorisation"]["held-out"]["flagged"] == 0
+
+
+def test_precomputed_features_are_compared(config, tmp_path):
+    rng = np.random.default_rng(0)
+    drawn, reference = rng.normal(size=(TOTAL, 3)), rng.normal(size=(20, 3)) + 1
+    np.savez(tmp_path / "drawn.npz", features=drawn)
+    np.savez(tmp_path / "reference.npz", features=reference)
+    config.sampling.features = str(tmp_path / "drawn.npz")
+    assert "need sampling.reference_features" in find_problems(config)[0]
+    config.sampling.reference_features = str(tmp_path / "reference.npz")
+    assert find_problems(config) == []
+    config.sampling.check_images = 0
+    summary = run_lib.sample(config, str(tmp_path / "run"))
+    assert summary["distances"]["frechet"] == pytest.approx(frechet_distance(drawn, reference), rel=1e-9)
+    assert "features" not in summary["definitions"]
+
+
+def test_what_does_not_fit_is_told_before_anything_is_written(config, tmp_path):
+    workdir = tmp_path / "run"
+    np.savez(tmp_path / "features.npz", features=np.zeros((5, 3)))
+    config.sampling.reference_features = str(tmp_path / "features.npz")
+    assert "sampling.features gives 88 features" in message_of(run_lib.sample, config, str(workdir))
+    config.sampling.features = str(tmp_path / "features.npz")
+    assert "holds 5 images, sampling.num_images is 6" in message_of(run_lib.sample, config, str(workdir))
+    config.sampling.features = "smal"
+    assert "'smal' cannot be read" in message_of(run_lib.sample, config, str(workdir))
+    assert not workdir.exists()
+
+
+def test_joined_parts_are_one_array(tmp_path):
+    whole = np.arange(24, dtype=np.complex64).reshape(6, 2, 2)
+    parts = iter([whole[:4], whole[4:]])
+    generation.rounds.join(tmp_path / "a.npz", "images", parts, whole.shape, whole.dtype, step=np.array(3))
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as stored:
+        np.testing.assert_array_equal(stored["images"], whole)
+        assert stored["step"] == 3 and stored["images"].dtype == np.complex64
