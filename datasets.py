@@ -220,6 +220,11 @@ class References(_Records):
         """Returns the images at these positions, (N,H,W) complex64."""
         return np.stack([self[int(index)] for index in indices])
 
+    def volumes(self, indices: Iterable[int]) -> np.ndarray:
+        """Returns the names of the volumes that these slices belong to, (N,) of text, '' where a record names none."""
+        records = (_Records.__getitem__(self, int(index)) for index in indices)
+        return np.array([record.get("volume", b"").decode() for record in records])
+
 
 def open_references(config, split: str) -> References:
     """Opens the references of a split, for evaluation and reports only; the train split has none.
@@ -260,6 +265,7 @@ def eval_batches(config, split: str, batch_size: int, max_examples: int = 0) -> 
             padded = np.concatenate([indices, np.repeat(indices[:1], padding)])
             measurement = acquisitions.batch(padded)
             ids = np.where(np.arange(batch_size) < len(indices), measurement.example_id, PADDING_ID).astype(np.int32)
-            yield EvalExample(dataclasses.replace(measurement, example_id=ids), references.batch(padded))
+            measurement = dataclasses.replace(measurement, example_id=ids)
+            yield EvalExample(measurement, references.batch(padded), references.volumes(padded))
 
     return batches()

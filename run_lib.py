@@ -19,6 +19,7 @@ from infra.atomic import atomic_write_bytes, atomic_write_npz
 from infra.errors import UserError
 from infra.progress import Progress
 from losses import get_loss_fn, get_optimizer, get_step_fn, init_state
+from metrics import get_metrics
 from models.denoiser import get_denoise_fn
 from models.init import init_params, param_shapes
 from models.registry import get_model
@@ -178,6 +179,7 @@ def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, An
     """
     info = datasets.dataset_info(config)
     settings = config.eval
+    measures, absent = get_metrics(config)
     batches = list(datasets.eval_batches(config, settings.split, settings.batch_size, settings.max_examples))
     experiment = build(config)
     solvers = {name: get_solver(config, experiment, name) for name in settings.solvers}
@@ -200,7 +202,7 @@ def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, An
         if jax.process_index() != 0:
             return {}
         rounds.drop_beyond(run.path(settings.folder), len(batches))
-        return _report(config, run, done, solvers, info, step, command)
+        return _report(config, run, done, solvers, info, step, command, measures, absent)
 
 
 def _load_params(experiment: Experiment, folder: str):
@@ -214,7 +216,8 @@ def _stamp(config: ConfigDict, solvers: dict[str, Solver], params, info: dict[st
     """What a finished round depends on; a round of another stamp is computed again."""
     names = ("eval", "solver", "denoiser", "schedule", "transform", "model", "masks")
     sections = {name: config[name].to_dict() for name in names}
-    sections["eval"].pop("checkpoint")  # the parameters themselves count, not where they lie
+    for name in ("checkpoint", "metrics", "lpips_network", "lpips_weights"):
+        sections["eval"].pop(name)  # the parameters themselves count, not where they lie; measured is afterwards
     told = {name: (dict(solver.hyper), solver.nfe, solver.num_samples) for name, solver in solvers.items()}
     data = {name: value for name, value in info.items() if name not in ("notes", "licences", "versions")}
     return repr((config.seed, sections, told, rounds.checksum(params), data))
@@ -230,6 +233,7 @@ def _solve_round(
     arrays = {
         "example_id": example.measurement.example_id,
         "reference": example.reference,
+        **({} if example.volume is None else {"volume": example.volume}),
         "mask": example.measurement.mask,
     }
     for name, solver in solvers.items():
@@ -256,10 +260,12 @@ def _gather(array: jax.Array) -> np.ndarray:
     return multihost_utils.process_allgather(array, tiled=True)
 
 
-def _report(config, run, done, solvers: dict[str, Solver], info, step: int, command: str) -> dict[str, Any]:
+def _report(
+    config, run, done, solvers: dict[str, Solver], info, step: int, command: str, measures, absent
+) -> dict[str, Any]:
     settings = config.eval
     merged = evaluation.merge_rounds(done)
-    rows = evaluation.measure_round(merged)
+    rows, volumes = evaluation.measure_round(merged, measures=measures), evaluation.measure_volumes(merged)
     masks = info["acceleration"]
     facts = {
         "title": f"Reconstruction of {settings.split} scans",
@@ -284,9 +290,13 @@ def _report(config, run, done, solvers: dict[str, Solver], info, step: int, comm
         facts,
         nfe={name: s.nfe for name, s in solvers.items()},
         num_samples={name: s.num_samples for name, s in solvers.items()},
+        definitions={measure.name: measure.definition for measure in measures},
+        volumes=volumes,
+        absent=absent,
     )
     folder = run.path(settings.folder)
     report.write_metrics_csv(folder / "metrics.csv", rows)
+    report.write_metrics_csv(folder / "volumes.csv", volumes)
     report.write_summary(folder / "summary.json", summary)
     page = report.write_report(folder, summary, rows, merged)
     logging.info("%s\nreport: %s", evaluation.format_table(summary), page)
