@@ -263,6 +263,11 @@ class References(_Records):
         """Returns the images at these positions, (N,H,W) complex64 or (N,H,W,3) float32."""
         return np.stack([self[int(index)] for index in indices])
 
+    def volumes(self, indices: Iterable[int]) -> np.ndarray:
+        """Returns the names of the volumes that these slices belong to, (N,) of text, '' where a record names none."""
+        records = (_Records.__getitem__(self, int(index)) for index in indices)
+        return np.array([record.get("volume", b"").decode() for record in records])
+
 
 def open_references(config, split: str) -> References:
     """Opens the references of a split, for evaluation and reports only; the train split has none.
@@ -308,7 +313,9 @@ def eval_batches(config, split: str, batch_size: int, max_examples: int = 0) -> 
             images = references.batch(padded)
             measurement = measurement if simulated is None else simulated(images, measurement)
             ids = np.where(np.arange(batch_size) < len(indices), measurement.example_id, PADDING_ID).astype(np.int32)
-            yield EvalExample(dataclasses.replace(measurement, example_id=ids), images)
+            yield EvalExample(
+                dataclasses.replace(measurement, example_id=ids), images, references.volumes(padded)
+            )
 
     simulated = _get_task_fn(config)
     return batches()

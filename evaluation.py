@@ -1,17 +1,19 @@
-"""Image quality of reconstructions: metrics per slice, their aggregation with confidence intervals, and the summary.
+"""Image quality of reconstructions: metrics per slice and per volume, their statistics, and the summary.
 
-Pure numpy and scikit-image; no JAX, no files. What travels between the functions:
+Pure numpy; no files. The single measures are in `metrics`. What travels between the functions:
 
   round    plain dict of arrays, the content of one rounds/*.npz: 'example_id' (N,), 'reference' (N,...), 'mask'
-           (N,...), and for every solver '<solver>/mean' (N,...), '<solver>/seconds' (N,), and where it draws samples
-           '<solver>/std' (N,H,W) float32 and '<solver>/sample' (N,...), one posterior sample
-  row      dict of one slice and one solver: 'example_id', 'solver', the METRICS, 'seconds', and the POSTERIOR figures
-           where the solver has a std map
+           (N,...), where slices belong to volumes 'volume' (N,) names, and for every solver '<solver>/mean' (N,...),
+           '<solver>/seconds' (N,), and where it draws samples '<solver>/std' (N,H,W) float32 and '<solver>/sample'
+           (N,...), one posterior sample
+  row      dict of one slice and one solver: 'example_id', 'volume' if it has one, 'solver', the metrics, 'seconds', and
+           the POSTERIOR figures where the solver has a std map; or of one volume and one solver, see `measure_volumes`
   summary  dict that becomes summary.json, see `summarize`
 
   summarize_samples(samples) -> mean, std            after a solver has run
   merge_rounds(rounds) -> round                      padding dropped, ordered by example_id
-  measure_round(round, data_range=None) -> rows      every solver of the round
+  measure_round(round) -> rows                       every slice and solver of the round
+  measure_volumes(round) -> rows                     every volume and solver of the round
   summarize(rows, primary, run, nfe) -> summary
 """
 
@@ -20,29 +22,45 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from skimage.metrics import structural_similarity
 
 from infra.errors import UserError
+from metrics import (
+    HEAD_THRESHOLD,
+    METRICS,
+    POSTERIOR,
+    STANDARD,
+    Metric,
+    error_map,
+    natural_range,
+    nmse,
+    posterior_figures,
+    psnr,
+    ssim,
+)
 
-METRICS = ("psnr", "ssim", "nmse")
-POSTERIOR = ("std_error_correlation", "spread_to_error")
-HEAD_THRESHOLD = 0.05  # of the largest reference magnitude: separates the head from the air around it
+__all__ = ["METRICS", "POSTERIOR", "error_map", "natural_range", "nmse", "posterior_figures", "psnr", "ssim"]
+
 PADDING_ID = -1
-_SSIM_WINDOW = 11  # pixels, of a Gaussian of sigma 1.5 cut off at 3.5 sigma
+NOT_METRICS = ("example_id", "volume", "slices", "solver")  # what a row holds besides numbers to average
+NO_VOLUMES = "Figures per volume are absent: the data are single images, not slices of volumes."
 
 DEFINITIONS = {
     "images compared": (
         "MRI: magnitudes of the complex images. Real images: all channels in [-1, 1]. Of posterior samples, the mean "
         "is compared, taken of complex values before the magnitude. No result is rescaled, masked or cropped."
     ),
-    "psnr": "Peak signal-to-noise ratio per slice in dB, 10 log10(data range^2 / mean square error); higher is better.",
-    "ssim": (
-        "Structural similarity per slice, scikit-image's structural_similarity(gaussian_weights=True, sigma=1.5, "
-        "use_sample_covariance=False); 1 is perfect."
-    ),
-    "nmse": "Normalised mean squared error per slice, |reference - result|^2 / |reference|^2; lower is better.",
+    **{metric.name: metric.definition for metric in STANDARD},
     "data range": "MRI: the largest reference magnitude of the slice. Real images: 2.",
-    "mean, standard error": "Over slices; the standard error is the sample standard deviation divided by sqrt(slices).",
+    "per volume": (
+        "All evaluated slices of one subject together, as fastMRI does (Zbontar et al., arXiv 1811.08839). Data "
+        "range: the volume's largest reference magnitude. PSNR and NMSE over all its voxels at once; SSIM is the mean "
+        "over its slices, with the volume's data range and the window above (fastMRI's is uniform, 7 x 7). Differs "
+        "from the mean over slices by up to several dB: compare like with like."
+    ),
+    "mean, standard error": (
+        "Over slices, or over volumes where the table says so; the standard error is the sample standard deviation "
+        "divided by the square root of their number."
+    ),
     "ci95": (
         "95 % percentile bootstrap interval of the mean, 2000 resamplings of the slices, fixed seed. Slices of one "
         "person are not independent: the interval speaks of these slices, not of other people."
@@ -84,85 +102,6 @@ def summarize_samples(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray | Non
     return mean, (std if np.iscomplexobj(samples) else np.sqrt(np.mean(std**2, axis=-1))).astype(np.float32)
 
 
-def comparable(image: np.ndarray) -> np.ndarray:
-    """Returns what metrics compare, float64: the magnitude of a complex image, a real image as it is."""
-    image = np.asarray(image)
-    return (np.abs(image) if np.iscomplexobj(image) else image).astype(np.float64)
-
-
-def natural_range(reference: np.ndarray) -> float:
-    """Data range of one slice: the largest magnitude of a complex reference, 2 for real images in [-1, 1]."""
-    return float(np.abs(reference).max()) if np.iscomplexobj(reference) else 2.0
-
-
-def _check_pair(reference: np.ndarray, result: np.ndarray) -> None:
-    if reference.shape != result.shape:
-        raise UserError(
-            f"reference {reference.shape} and reconstruction {result.shape} differ in shape: same store and config?"
-        )
-
-
-def psnr(reference: np.ndarray, result: np.ndarray, data_range: float) -> float:
-    """Peak signal-to-noise ratio of one slice in dB; inf if equal, nan if `result` is not finite.
-
-    Args:
-      reference, result: (H,W) complex or (H,W,channels) real, equal shapes.
-      data_range: peak value, in units of the images.
-    """
-    _check_pair(reference, result)
-    error = float(np.mean((comparable(reference) - comparable(result)) ** 2))
-    return math.inf if error == 0 else float(10 * np.log10(data_range**2 / error))
-
-
-def ssim(reference: np.ndarray, result: np.ndarray, data_range: float) -> float:
-    """Structural similarity of one slice (arguments of `psnr`), see DEFINITIONS. UserError below 11 x 11 pixels."""
-    _check_pair(reference, result)
-    if min(reference.shape[:2]) < _SSIM_WINDOW:
-        raise UserError(
-            f"SSIM needs images of at least {_SSIM_WINDOW} x {_SSIM_WINDOW} pixels, not {reference.shape[:2]}"
-        )
-    options: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    options |= {"data_range": data_range, "channel_axis": -1 if reference.ndim == 3 else None}
-    value: Any = structural_similarity(comparable(reference), comparable(result), **options)
-    return float(value)
-
-
-def nmse(reference: np.ndarray, result: np.ndarray) -> float:
-    """Squared error of one slice over the reference's energy (arguments of `psnr`); nan for an all-zero reference."""
-    _check_pair(reference, result)
-    energy = float(np.sum(comparable(reference) ** 2))
-    return float(np.sum((comparable(reference) - comparable(result)) ** 2)) / energy if energy else math.nan
-
-
-def error_map(reference: np.ndarray, result: np.ndarray) -> np.ndarray:
-    """Absolute error (H,W) float64: of magnitudes for complex images, root mean square over channels for real ones."""
-    difference = np.abs(comparable(reference) - comparable(result))
-    return np.sqrt(np.mean(difference**2, axis=-1)) if difference.ndim == 3 else difference
-
-
-def posterior_figures(reference: np.ndarray, mean: np.ndarray, std: np.ndarray) -> dict[str, float]:
-    """Does the std map say where the mean is wrong? The POSTERIOR figures of one slice, nan where undefined.
-
-    Args:
-      reference, mean: (H,W) complex or (H,W,channels) real.
-      std: (H,W) float, see `summarize_samples`.
-    """
-    strength = np.abs(reference).max(axis=-1) if reference.ndim == 3 else np.abs(reference)
-    head = strength > HEAD_THRESHOLD * strength.max()
-    error, spread = error_map(reference, mean)[head], np.asarray(std, np.float64)[head]
-    if (
-        head.sum() < 2
-        or not (np.isfinite(error).all() and np.isfinite(spread).all())
-        or min(np.ptp(error), np.ptp(spread)) == 0
-    ):
-        return dict.fromkeys(POSTERIOR, math.nan)
-    correlation = float(np.corrcoef(spread, error)[0, 1])
-    return {
-        "std_error_correlation": correlation,
-        "spread_to_error": float(np.sqrt(np.mean(spread**2) / np.mean(error**2))),
-    }
-
-
 def solver_names(arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]:
     """Returns the solvers of a round in the order in which they were stored."""
     return tuple(key.removesuffix("/mean") for key in arrays if key.endswith("/mean"))
@@ -183,33 +122,65 @@ def merge_rounds(rounds: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.nda
     return {key: value[order] for key, value in merged.items()}
 
 
+def _real_slices(arrays: Mapping[str, np.ndarray]) -> list[int]:
+    """Places of a round that are no padding."""
+    return [int(index) for index in np.flatnonzero(arrays["example_id"] != PADDING_ID)]
+
+
 def measure_round(
-    arrays: Mapping[str, np.ndarray], data_range: float | np.ndarray | None = None
+    arrays: Mapping[str, np.ndarray],
+    data_range: float | np.ndarray | None = None,
+    measures: Sequence[Metric] = STANDARD,
 ) -> list[dict[str, Any]]:
     """Returns the rows of a round, slice by slice and solver by solver, without padding.
 
     Args:
       arrays: a round (see the module's docstring).
       data_range: None: `natural_range` of each slice; else a peak value for all slices or one for each, (N,).
+      measures: what to measure, in this order.
 
     Raises:
       UserError: a reconstruction has another shape than its reference, or images are too small for SSIM.
     """
     rows = []
     ranges = None if data_range is None else np.broadcast_to(data_range, arrays["example_id"].shape)
-    for index, example_id in enumerate(arrays["example_id"]):
-        if example_id == PADDING_ID:
-            continue
+    for index in _real_slices(arrays):
         reference = arrays["reference"][index]
         peak = natural_range(reference) if ranges is None else float(ranges[index])
+        where: dict[str, Any] = {"example_id": int(arrays["example_id"][index])}
+        if "volume" in arrays and arrays["volume"][index]:
+            where["volume"] = str(arrays["volume"][index])
         for solver in solver_names(arrays):
             mean = arrays[f"{solver}/mean"][index]
-            row = {"example_id": int(example_id), "solver": solver, "psnr": psnr(reference, mean, peak)}
-            row |= {"ssim": ssim(reference, mean, peak), "nmse": nmse(reference, mean)}
+            row = {**where, "solver": solver}
+            row |= {measure.name: measure.measure(reference, mean, peak) for measure in measures}
             if f"{solver}/seconds" in arrays:
                 row["seconds"] = float(arrays[f"{solver}/seconds"][index])
             if f"{solver}/std" in arrays:
                 row |= posterior_figures(reference, mean, arrays[f"{solver}/std"][index])
+            rows.append(row)
+    return rows
+
+
+def measure_volumes(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Returns one row for each volume and solver: 'volume', 'slices', 'solver' and METRICS; see 'per volume' above.
+
+    Args:
+      arrays: a round that holds all slices, see `merge_rounds`; slices whose 'volume' is empty belong to none.
+    """
+    slices: dict[str, list[int]] = {}
+    for index in _real_slices(arrays) if "volume" in arrays else ():
+        if arrays["volume"][index]:
+            slices.setdefault(str(arrays["volume"][index]), []).append(index)
+    rows = []
+    for volume, indices in slices.items():
+        reference = arrays["reference"][indices]
+        peak = natural_range(reference)
+        for solver in solver_names(arrays):
+            mean = arrays[f"{solver}/mean"][indices]
+            row: dict[str, Any] = {"volume": volume, "slices": len(indices), "solver": solver}
+            ssims = [ssim(one, other, peak) for one, other in zip(reference, mean, strict=True)]
+            row |= {"psnr": psnr(reference, mean, peak), "ssim": float(np.mean(ssims)), "nmse": nmse(reference, mean)}
             rows.append(row)
     return rows
 
@@ -227,26 +198,24 @@ def _statistics(values: Sequence[float], resamplings: int, seed: int) -> dict[st
     return {"mean": float(sample.mean()), "standard_error": error, "ci95": [float(low), float(high)], "n": count}
 
 
-def _column(rows: Sequence[Mapping[str, Any]], solver: str, metric: str) -> dict[int, float]:
-    """One metric of one solver by example id, padding left out."""
-    mine = (row for row in rows if row["solver"] == solver and row["example_id"] != PADDING_ID)
-    return {row["example_id"]: row[metric] for row in mine if metric in row}
+def _column(rows: Sequence[Mapping[str, Any]], solver: str, metric: str, unit: str = "example_id") -> dict[Any, float]:
+    """One metric of one solver by example id or volume, padding left out."""
+    mine = (row for row in rows if row["solver"] == solver and row[unit] != PADDING_ID)
+    return {row[unit]: row[metric] for row in mine if metric in row}
 
 
 def aggregate(
-    rows: Sequence[Mapping[str, Any]], resamplings: int = 2000, seed: int = 0
+    rows: Sequence[Mapping[str, Any]], resamplings: int = 2000, seed: int = 0, unit: str = "example_id"
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Returns {solver: {metric: {mean, standard_error, ci95: [low, high], n}}} over slices.
+    """Returns {solver: {metric: {mean, standard_error, ci95: [low, high], n}}} over slices, or over `unit` 'volume'.
 
-    Every number of a row but its id is a metric; see DEFINITIONS. Padding rows are not counted. The same rows and seed
-    give the same result, whatever the rows' order.
+    Every number of a row but NOT_METRICS is a metric; see DEFINITIONS. Padding rows are not counted. The same rows and
+    seed give the same result, whatever the rows' order.
     """
     table: dict[str, dict[str, dict[str, Any]]] = {}
     for solver in dict.fromkeys(row["solver"] for row in rows):
         metrics = dict.fromkeys(key for row in rows if row["solver"] == solver for key in row)
-        columns = {
-            metric: _column(rows, solver, metric) for metric in metrics if metric not in ("example_id", "solver")
-        }
+        columns = {metric: _column(rows, solver, metric, unit) for metric in metrics if metric not in NOT_METRICS}
         table[solver] = {
             metric: _statistics([column[key] for key in sorted(column)], resamplings, seed)
             for metric, column in columns.items()
@@ -282,6 +251,8 @@ def summarize(
     nfe: Mapping[str, int],
     num_samples: Mapping[str, int] | None = None,
     definitions: Mapping[str, str] | None = None,
+    volumes: Sequence[Mapping[str, Any]] = (),
+    absent: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Returns the content of summary.json.
 
@@ -292,11 +263,15 @@ def summarize(
         accelerations, noise, ...). Further keys of the run go here.
       nfe: network calls per sample by solver.
       num_samples: posterior samples per slice by solver; 1 where absent.
-      definitions: what replaces entries of DEFINITIONS, e.g. 'data range' where `measure_round` was given one.
+      definitions: what adds to or replaces DEFINITIONS: of further metrics, or 'data range' where `measure_round` was
+        given one.
+      volumes: of `measure_volumes`.
+      absent: what a reader would look for in vain -> a sentence that says why.
 
     Returns:
-      {'run', 'primary', 'solvers': aggregate(rows) with 'nfe' and 'num_samples' added, 'gains': {baseline: {metric:
-      statistics}}, 'definitions'}.
+      {'run', 'primary', 'solvers': aggregate(rows) with 'nfe' and 'num_samples' added, 'volumes': {'slices': {volume:
+      their number}, 'solvers': aggregate(volumes)} or empty, 'gains': {baseline: {metric: statistics}}, 'absent',
+      'definitions'}.
 
     Raises:
       UserError: `primary` has no rows, or the solvers were not run on the same slices.
@@ -308,11 +283,17 @@ def summarize(
         entry["nfe"], entry["num_samples"] = nfe.get(solver, 0), (num_samples or {}).get(solver, 1)
     others = [solver for solver in table if solver != primary]
     gains = {other: {metric: paired_difference(rows, primary, other, metric) for metric in METRICS} for other in others}
+    per_volume = {
+        "slices": {row["volume"]: row["slices"] for row in volumes},
+        "solvers": aggregate(volumes, unit="volume"),
+    }
     return {
         "run": dict(run),
         "primary": primary,
         "solvers": table,
+        "volumes": per_volume if volumes else {},
         "gains": gains,
+        "absent": dict(absent or {}) | ({} if volumes else {"per volume": NO_VOLUMES}),
         "definitions": DEFINITIONS | dict(definitions or {}),
     }
 
@@ -336,15 +317,31 @@ def choose_slices(rows: Sequence[Mapping[str, Any]], solver: str, fixed: int | N
     return chosen
 
 
+_TEXT_COLUMNS = {"psnr": ("PSNR (dB)", 2), "ssim": ("SSIM", 3), "nmse": ("NMSE", 4), "lpips": ("LPIPS", 3)}
+
+
+def _text_cells(entry: Mapping[str, Any], shown: Sequence[str]) -> str:
+    """mean +- standard error of one solver, without the latter where there is but one value."""
+    cells = []
+    for metric in shown:
+        digits, value = _TEXT_COLUMNS[metric][1], entry[metric]
+        error = f" +- {value['standard_error']:.{digits}f}" if value["n"] > 1 else ""
+        cells.append(f"{value['mean']:.{digits}f}{error}".rjust(18))
+    return "".join(cells)
+
+
 def format_table(summary: Mapping[str, Any]) -> str:
-    """Returns the summary's solver x metric table as plain text, mean +- standard error over slices."""
-    lines = [f"{'solver':<14}{'PSNR (dB)':>16}{'SSIM':>18}{'NMSE':>18}{'calls':>7}{'s/slice':>9}"]
-    for solver, entry in summary["solvers"].items():
-        cells = [
-            f"{entry[metric]['mean']:.{digits}f} +- {entry[metric]['standard_error']:.{digits}f}"
-            for metric, digits in (("psnr", 2), ("ssim", 3), ("nmse", 4))
-        ]
+    """Returns the summary as plain text: solver x metric, mean +- standard error over slices, then over volumes."""
+    entries, volumes = summary["solvers"], summary["volumes"]
+    shown = [metric for metric in _TEXT_COLUMNS if all(metric in entry for entry in entries.values())]
+    heads = "".join(_TEXT_COLUMNS[metric][0].rjust(18) for metric in shown)
+    lines = [f"{'per slice':<14}{heads}{'calls':>7}{'s/slice':>9}"]
+    for solver, entry in entries.items():
         calls = entry["nfe"] * entry["num_samples"]
         seconds = entry["seconds"]["mean"] if "seconds" in entry else math.nan
-        lines.append(f"{solver:<14}{cells[0]:>16}{cells[1]:>18}{cells[2]:>18}{calls:>7}{seconds:>9.3f}")
+        lines.append(f"{solver:<14}{_text_cells(entry, shown)}{calls:>7}{seconds:>9.3f}")
+    if volumes:
+        heads = "".join(_TEXT_COLUMNS[metric][0].rjust(18) for metric in METRICS)
+        lines.append(f"{'per volume':<14}{heads}")
+        lines += [f"{solver:<14}{_text_cells(entry, METRICS)}" for solver, entry in volumes["solvers"].items()]
     return "\n".join(lines)

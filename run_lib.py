@@ -19,6 +19,7 @@ from infra.atomic import atomic_write_bytes
 from infra.errors import UserError
 from infra.progress import Progress
 from losses import get_loss_fn, get_optimizer, get_step_fn, init_state
+from metrics import get_metrics
 from models.denoiser import get_denoise_fn
 from models.init import init_params, param_shapes
 from models.registry import get_model
@@ -194,6 +195,7 @@ def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, An
     """
     info = datasets.dataset_info(config)
     settings = config.eval
+    measures, absent = get_metrics(config)
     batches = list(datasets.eval_batches(config, settings.split, settings.batch_size, settings.max_examples))
     experiment = build(config)
     task = get_task(config, experiment.transform)
@@ -218,7 +220,7 @@ def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, An
         if jax.process_index() != 0:
             return {}
         rounds.drop_beyond(run.path(settings.folder), len(batches))
-        return _report(config, run, done, solvers, task, info, step, command)
+        return _report(config, run, done, solvers, task, info, step, command, measures, absent)
 
 
 def _load_params(experiment: Experiment, folder: str):
@@ -232,7 +234,8 @@ def _stamp(config: ConfigDict, solvers: dict[str, Solver], params, info: dict[st
     """What a finished round depends on; a round of another stamp is computed again."""
     names = ("eval", "task", "solver", "denoiser", "schedule", "transform", "model", "masks")
     sections = {name: config[name].to_dict() for name in names}
-    sections["eval"].pop("checkpoint")  # the parameters themselves count, not where they lie
+    for name in ("checkpoint", "metrics", "lpips_network", "lpips_weights"):
+        sections["eval"].pop(name)  # the parameters themselves count, not where they lie; measured is afterwards
     told = {name: (dict(solver.hyper), solver.nfe, solver.num_samples) for name, solver in solvers.items()}
     data = {name: value for name, value in info.items() if name not in ("notes", "licences", "versions")}
     return repr((config.seed, sections, told, rounds.checksum(params), data))
@@ -248,6 +251,7 @@ def _solve_round(
     arrays = {
         "example_id": example.measurement.example_id,
         "reference": example.reference,
+        **({} if example.volume is None else {"volume": example.volume}),
         "mask": example.measurement.mask,
     }
     if example.measurement.mask[0].size == 1:  # all of y is measured: y itself is the picture to show
@@ -267,10 +271,12 @@ def _solve_round(
     return arrays
 
 
-def _report(config, run, done, solvers: dict[str, Solver], task: Task, info, step: int, command: str) -> dict[str, Any]:
+def _report(
+    config, run, done, solvers: dict[str, Solver], task: Task, info, step: int, command: str, measures, absent
+) -> dict[str, Any]:
     settings, images = config.eval, config.data.num_coils == 0
     merged = evaluation.merge_rounds(done)
-    rows = evaluation.measure_round(merged)
+    rows, volumes = evaluation.measure_round(merged, measures=measures), evaluation.measure_volumes(merged)
     facts = {
         "title": f"Reconstruction of {settings.split} {'images' if images else 'scans'}",
         "notes": info.get("notes", []),
@@ -292,9 +298,13 @@ def _report(config, run, done, solvers: dict[str, Solver], task: Task, info, ste
         facts,
         nfe={name: s.nfe for name, s in solvers.items()},
         num_samples={name: s.num_samples for name, s in solvers.items()},
+        definitions={measure.name: measure.definition for measure in measures},
+        volumes=volumes,
+        absent=absent,
     )
     folder = run.path(settings.folder)
     report.write_metrics_csv(folder / "metrics.csv", rows)
+    report.write_metrics_csv(folder / "volumes.csv", volumes)
     report.write_summary(folder / "summary.json", summary)
     page = report.write_report(folder, summary, rows, merged)
     logging.info("%s\nreport: %s", evaluation.format_table(summary), page)

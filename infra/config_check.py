@@ -122,6 +122,9 @@ SETTINGS: dict[str, Rule] = {
     "eval.num_samples": integer(1),
     "eval.batch_size": integer(1),
     "eval.max_examples": integer(0),
+    "eval.metrics": several(name(registered("metrics", "SETS")), at_least=1),
+    "eval.lpips_network": choice("alexnet", "vgg16"),
+    "eval.lpips_weights": text(empty=True),
     "eval.folder": folder_inside(RESERVED_FOLDERS),
     "eval.checkpoint": text(empty=True),
 }
@@ -320,6 +323,13 @@ def _training_batch_splits(c: ConfigDict) -> str | None:
         f"training.batch_size is {size}: it must be a multiple of {share} = {devices} devices x optim.accumulate "
         f"{c.optim.accumulate}, e.g. {math.ceil(size / share) * share}"
     )
+
+
+@_must_fit("eval.metrics")
+def _metrics_hold_the_standard_ones(c: ConfigDict) -> str | None:
+    if "standard" in c.eval.metrics:
+        return None
+    return "eval.metrics lacks 'standard': other sets are added to the standard one, never put in its place"
 
 
 def _batch_splits(section: str) -> None:

@@ -1,4 +1,4 @@
-"""What an evaluation writes: metrics.csv, summary.json and report.html with its pictures, each whole or not at all.
+"""What an evaluation writes: tables (*.csv), summary.json and report.html with its pictures, each whole or not at all.
 
 The report is one HTML page beside a folder of PNG files, with no script and nothing from elsewhere: it opens offline
 and can be sent as it is. Rows, summaries and rounds are described in `evaluation`.
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation import METRICS, choose_slices
+from evaluation import choose_slices
 from infra.atomic import atomic_write_bytes, atomic_write_text
 from infra.errors import UserError
 from infra.figures import label, quality_plot, slice_figure
@@ -47,14 +47,30 @@ _COLUMNS = {  # metric: heading, digits, whether the largest (1) or the smallest
     "psnr": ("PSNR (dB)", 2, 1),
     "ssim": ("SSIM", 3, 1),
     "nmse": ("NMSE", 4, -1),
+    "lpips": ("LPIPS", 3, -1),
     "seconds": ("seconds per slice", 3, 0),
     "std_error_correlation": ("std map, correlation with |error|", 2, 0),
     "spread_to_error": ("std map, spread over error", 2, 0),
 }
+_PAPER = "as published"
+_PAPER_COLUMNS = {  # beside the standard ones, in a table of their own
+    "psnr": _COLUMNS["psnr"],
+    "psnr_paper": (f"PSNR (dB), {_PAPER}", 2, 1),
+    "ssim": _COLUMNS["ssim"],
+    "ssim_paper": (f"SSIM, {_PAPER}", 3, 1),
+    "lpips": _COLUMNS["lpips"],
+    "lpips_paper": (f"LPIPS, {_PAPER}", 3, -1),
+}
 
 
 def write_metrics_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes one line per slice and solver; a figure that a solver lacks stays empty, one not finite is nan or inf."""
+    """Writes one line per row, of slices or of volumes; without any, deletes what an earlier evaluation left.
+
+    A figure that a solver lacks stays empty, one not finite is nan or inf.
+    """
+    if not rows:
+        Path(path).unlink(missing_ok=True)
+        return
     names = dict.fromkeys(key for row in rows for key in row)
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=list(names), lineterminator="\n")
@@ -147,7 +163,7 @@ def _page(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], chosen:
             *(f'<p class="note">{html.escape(note)}</p>' for note in notes),
             _run_table({key: value for key, value in run.items() if key not in ("title", "notes")}),
             "<h2>Image quality</h2>",
-            _score_table(summary),
+            _quality(summary),
             _gains(summary),
             '<h2>Slices</h2>\n<img src="figures/psnr_per_slice.png" alt="PSNR of every slice, one line per method">',
             _slice_table(rows),
@@ -167,10 +183,40 @@ def _run_table(run: Mapping[str, Any]) -> str:
     return '<h2>What was run</h2>\n<table class="run">\n' + "\n".join(lines) + "\n</table>"
 
 
-def _score_table(summary: Mapping[str, Any]) -> str:
-    """Solver x metric, mean and standard error; the best mean of a column is bold."""
-    table = summary["solvers"]
-    columns = {metric: spec for metric, spec in _COLUMNS.items() if any(metric in entry for entry in table.values())}
+def _quality(summary: Mapping[str, Any]) -> str:
+    """The tables per slice and per volume, and beside them what is measured as the published code does."""
+    table, volumes, primary = summary["solvers"], summary["volumes"], summary["primary"]
+    counts = {solver: (entry["num_samples"], entry["nfe"]) for solver, entry in table.items()}
+    slices = f"Mean over {table[primary]['psnr']['n']} slices"
+    lines = ["<h3>Per slice</h3>", _score_table(table, _COLUMNS, primary, counts), _caption(slices)]
+    if volumes:
+        sizes = volumes["slices"]
+        told = ", ".join(f"{name} ({count} slices)" for name, count in sizes.items())
+        what = f"Mean over {len(sizes)} volumes" if len(sizes) > 1 else "One volume"
+        lines += ["<h3>Per volume</h3>", _score_table(volumes["solvers"], _COLUMNS, primary)]
+        lines.append(_caption(f"{what}: {told}" if len(sizes) <= 8 else what, len(sizes) > 1))
+    if any("psnr_paper" in entry for entry in table.values()):
+        lines += ["<h3>Per slice, as the published code measures</h3>", _score_table(table, _PAPER_COLUMNS, primary)]
+        lines.append(
+            f'<p class="note">{slices}. Columns \u201c{_PAPER}\u201d stretch result and reference to [0, 1] each by '
+            "itself, which hides errors of scale and offset: for comparison with published tables only.</p>"
+        )
+    lines += [f'<p class="note">{html.escape(why)}</p>' for why in summary["absent"].values()]
+    return "\n".join(lines)
+
+
+def _caption(what: str, several: bool = True) -> str:
+    return f'<p class="note">{html.escape(what)}{" &plusmn; standard error" if several else ""}. Bold: best.</p>'
+
+
+def _score_table(
+    table: Mapping[str, Any],
+    known: Mapping[str, tuple[str, int, int]],
+    primary: str,
+    counts: Mapping[str, tuple[int, int]] | None = None,
+) -> str:
+    """Solver x metric, mean and standard error; the best mean of a column is bold. `counts`: samples, NFE by solver."""
+    columns = {metric: spec for metric, spec in known.items() if any(metric in entry for entry in table.values())}
     best = {
         metric: max((sign * entry[metric]["mean"] for entry in table.values() if metric in entry), default=math.nan)
         for metric, (_, _, sign) in columns.items()
@@ -183,20 +229,18 @@ def _score_table(summary: Mapping[str, Any]) -> str:
         mean, error = entry[metric]["mean"], entry[metric]["standard_error"]
         number = _number(mean, digits)
         number = f"<strong>{number}</strong>" if sign and sign * mean == best[metric] else number
-        if metric == "seconds":  # slices run in batches, so their spread says nothing
+        if metric == "seconds" or entry[metric]["n"] < 2:  # slices run in batches, so their spread says nothing
             return f"<td>{number}</td>"
         return f'<td>{number} <span class="error">&plusmn; {_number(error, digits)}</span></td>'
 
     heads = "".join(f"<th>{heading}</th>" for heading, _, _ in columns.values())
-    lines = [f"<tr><th>Method</th>{heads}<th>samples</th><th>NFE per sample</th></tr>"]
+    lines = [f"<tr><th>Method</th>{heads}{'<th>samples</th><th>NFE per sample</th>' if counts else ''}</tr>"]
     for solver, entry in table.items():
         cells = "".join(cell(entry, metric, digits, sign) for metric, (_, digits, sign) in columns.items())
-        mark = ' class="primary"' if solver == summary["primary"] else ""
-        counts = f"<td>{entry['num_samples']}</td><td>{entry['nfe']}</td>"
-        lines.append(f"<tr{mark}><td>{html.escape(label(solver))}</td>{cells}{counts}</tr>")
-    count = table[summary["primary"]]["psnr"]["n"]
-    caption = f'<p class="note">Mean over {count} slices &plusmn; standard error. Bold: best mean.</p>'
-    return '<table class="scores">\n' + "\n".join(lines) + "\n</table>\n" + caption
+        cells += "".join(f"<td>{count}</td>" for count in counts[solver]) if counts else ""
+        mark = ' class="primary"' if solver == primary else ""
+        lines.append(f"<tr{mark}><td>{html.escape(label(solver))}</td>{cells}</tr>")
+    return '<table class="scores">\n' + "\n".join(lines) + "\n</table>"
 
 
 def _gains(summary: Mapping[str, Any]) -> str:
@@ -211,7 +255,7 @@ def _gains(summary: Mapping[str, Any]) -> str:
             f"{_number(gain['standard_error'], 2)} (95 % interval {low} to {high}; higher on {gain['positive']} of "
             f"{gain['n']} slices); SSIM {_number(metrics['ssim']['mean'], 3, '+')}.</li>"
         )
-    return '<h3>Gain in PSNR</h3>\n<ul class="gains">\n' + "\n".join(lines) + "\n</ul>" if lines else ""
+    return '<h3>Gain in PSNR per slice</h3>\n<ul class="gains">\n' + "\n".join(lines) + "\n</ul>" if lines else ""
 
 
 def _slice_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -223,10 +267,9 @@ def _slice_table(rows: Sequence[Mapping[str, Any]]) -> str:
         cells = (scores.get((key, solver)) for solver in solvers)
         texts = (f"{_number(c['psnr'], 2)} / {_number(c['ssim'], 3)}" if c else "&ndash;" for c in cells)
         lines.append(f"<tr><td>{key}</td>" + "".join(f"<td>{text}</td>" for text in texts) + "</tr>")
-    shown = ", ".join(metric.upper() for metric in METRICS)
     return (
         "<details><summary>PSNR (dB) / SSIM of every slice</summary>\n<table>\n" + "\n".join(lines) + "\n</table>\n"
-        f'<p class="note">metrics.csv holds {shown} and seconds of every slice.</p></details>'
+        '<p class="note">metrics.csv holds every number of every slice.</p></details>'
     )
 
 

@@ -1,11 +1,13 @@
 """Reads published PyTorch checkpoints of the ADM U-Net without PyTorch, and maps their names to ours and back.
 
-A `.pt` file is a zip with a pickle (`data.pkl`: names, shapes, strides) and one raw binary per storage. A pickle can
-run any code, so this one is read by an unpickler that knows three kinds of name and refuses all others.
+A `.pt` file is a zip with a pickle (`data.pkl`: names, shapes, strides) and one raw binary per storage; before PyTorch
+1.6 it was a row of pickles and binaries, and many published weights still are. A pickle can run any code, so this one
+is read by an unpickler that knows three kinds of name and refuses all others.
 """
 
 import io
 import math
+import os
 import pickle
 import re
 import zipfile
@@ -13,7 +15,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import jax
 import numpy as np
@@ -56,15 +58,11 @@ DAMAGE = (
 )
 
 
-class _Reader(pickle.Unpickler):
-    """Unpickler of one checkpoint: rebuilds tensors as numpy arrays and refuses every name but the few listed."""
+OLD_FORMAT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # opens a file of PyTorch before 1.6: a pickled number
 
-    def __init__(self, archive: zipfile.ZipFile, root: str):
-        super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))
-        self._archive, self._root = archive, root
-        names = archive.namelist()
-        order = archive.read(f"{root}/byteorder") if f"{root}/byteorder" in names else b"little"
-        self._byte_order: Literal[">", "<"] = ">" if order.strip() == b"big" else "<"
+
+class _Names(pickle.Unpickler):
+    """Unpickler that rebuilds tensors as numpy arrays and refuses every name but the few listed."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
@@ -78,6 +76,17 @@ class _Reader(pickle.Unpickler):
             "container, and loading it could run code; save the bare state dict (torch.save(model.state_dict(), path))"
         )
 
+
+class _Reader(_Names):
+    """Unpickler of one checkpoint in PyTorch's zip format."""
+
+    def __init__(self, archive: zipfile.ZipFile, root: str):
+        super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))
+        self._archive, self._root = archive, root
+        names = archive.namelist()
+        order = archive.read(f"{root}/byteorder") if f"{root}/byteorder" in names else b"little"
+        self._byte_order: Literal[">", "<"] = ">" if order.strip() == b"big" else "<"
+
     def persistent_load(self, pid: Any) -> np.ndarray:
         """Returns the storage ("storage", type, key, device, number of entries) as a flat array."""
         kind, storage_type, key, _, count = pid
@@ -87,10 +96,72 @@ class _Reader(pickle.Unpickler):
         raw = self._archive.read(f"{self._root}/data/{key}")
         if len(raw) != count * dtype.itemsize:
             raise UserError(f"storage {key} has {len(raw)} bytes instead of {count * dtype.itemsize}")
-        values = np.frombuffer(raw, dtype)
-        if storage_type == "BFloat16Storage":
-            return (values.astype(np.uint32) << 16).view(np.float32)  # bfloat16 is the upper half of a float32
-        return values
+        return _storage(raw, dtype, storage_type)
+
+
+def _storage(raw: bytes, dtype: np.dtype, storage_type: str) -> np.ndarray:
+    values = np.frombuffer(raw, dtype)
+    if storage_type == "BFloat16Storage":
+        return (values.astype(np.uint32) << 16).view(np.float32)  # bfloat16 is the upper half of a float32
+    return values
+
+
+class _OldReader(_Names):
+    """Unpickler of the format before PyTorch 1.6, whose storages follow the pickle that refers to them.
+
+    Attributes:
+      wanted: key -> (storage type, number of entries) of every storage referred to.
+      storages: key -> values; a storage that is not there yet is all zeros.
+    """
+
+    def __init__(self, file: BinaryIO, storages: Mapping[str, np.ndarray], limit: int):
+        super().__init__(file)
+        self.wanted: dict[str, tuple[str, int]] = {}
+        self._storages, self._limit = storages, limit
+
+    def persistent_load(self, pid: Any) -> np.ndarray:
+        kind, storage_type, key, _, count, view = pid
+        if kind != "storage" or storage_type not in STORAGE_DTYPES or view is not None or not 0 <= count <= self._limit:
+            raise UserError(f"unknown storage record {pid!r}")
+        self.wanted[key] = (storage_type, count)
+        return self._storages[key] if key in self._storages else np.zeros(count, np.float32)
+
+
+def _read_zip(path: str | Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        roots = [n.removesuffix("/data.pkl") for n in archive.namelist() if n.count("/") == 1 and "/data.pkl" in n]
+        if len(roots) != 1:
+            raise UserError("it is a zip file, but not one that torch.save wrote")
+        return _Reader(archive, roots[0]).load()
+
+
+def _is_old(path: str | Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(OLD_FORMAT)) == OLD_FORMAT
+
+
+def _read_old(path: str | Path) -> Any:
+    """Reads the format before PyTorch 1.6: numbers, a description of the machine, the pickle, keys, storages."""
+    with open(path, "rb") as file:
+        if [_Names(file).load() for _ in range(2)][1] != 1001:
+            raise UserError("it is of an unknown version of PyTorch's old format")
+        if not _Names(file).load()["little_endian"]:
+            raise UserError("a big-endian machine wrote it")
+        start, size = file.tell(), os.fstat(file.fileno()).st_size
+        first = _OldReader(file, {}, size)
+        first.load()
+        storages = {}
+        for key in _Names(file).load():
+            storage_type, count = first.wanted[key]
+            dtype = np.dtype(STORAGE_DTYPES[storage_type]).newbyteorder("<")
+            told, raw = int.from_bytes(file.read(8), "little"), file.read(count * dtype.itemsize)
+            if told != count or len(raw) != count * dtype.itemsize:
+                raise UserError(
+                    f"storage {key} holds {told} entries in {len(raw)} bytes instead of {count}: truncated?"
+                )
+            storages[key] = _storage(raw, dtype, storage_type)
+        file.seek(start)
+        return _OldReader(file, storages, size).load()
 
 
 def _strided(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> np.ndarray:
@@ -105,7 +176,7 @@ def _strided(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tu
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads a PyTorch state dict (zip format, PyTorch 1.6 or newer) as float32 arrays; runs no code of the file.
+    """Reads a PyTorch state dict, of the zip format or the one before it, as float32 arrays; runs no code of the file.
 
     Float32, float16 and bfloat16 tensors are read; a leading "module." of the names (DataParallel) is dropped.
 
@@ -113,17 +184,12 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
       UserError: the file is missing, truncated, of another format, or holds anything but named tensors.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            roots = [n.removesuffix("/data.pkl") for n in archive.namelist() if n.count("/") == 1 and "/data.pkl" in n]
-            if len(roots) != 1:
-                raise UserError("it is a zip file, but not one that torch.save wrote")
-            state = _Reader(archive, roots[0]).load()
+        state = _read_old(path) if _is_old(path) else _read_zip(path)
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist") from None
     except zipfile.BadZipFile as error:
         raise UserError(
-            f"checkpoint {path} is truncated, damaged, or older than PyTorch 1.6's zip format ({error}): "
-            "copy it again, or load and save it with a newer PyTorch"
+            f"checkpoint {path} is truncated, damaged, or no file that torch.save wrote ({error}): copy it again"
         ) from error
     except UserError as error:
         raise UserError(f"checkpoint {path} cannot be read: {error}") from error

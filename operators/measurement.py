@@ -35,7 +35,9 @@ class EvalExample:
     Attributes:
       measurement: see `Measurement`.
       reference: (B,H,W) complex64 for MRI, (B,H,W,K) float32 for images.
+      volume: (B,) names of the volumes that the slices belong to, '' for none; None where the data have no volumes.
     """
 
     measurement: Measurement
     reference: Array
+    volume: Array | None = None

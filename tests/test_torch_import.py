@@ -78,12 +78,49 @@ def test_half_precision_types(tmp_path):
     np.testing.assert_array_equal(read["bf16"], (VALUES.view(np.uint32) & 0xFFFF0000).view(np.float32))
 
 
+def old_tensor(key, count, size, stride, storage="FloatStorage") -> bytes:
+    """As `tensor`, the way torch.save wrote it before PyTorch 1.6: a storage has a sixth entry, its view."""
+    return tensor(key, count, size, stride, storage=storage).replace(plain(count) + b"tQ", plain(count) + b"NtQ")
+
+
+def write_old(path: Path, pickled: bytes, little=True, **storages: np.ndarray) -> Path:
+    """Writes a file in the format before PyTorch 1.6; storages are named s0, s1, ..."""
+    heads = [0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": little, "type_sizes": {}}]
+    parts = [pickle.dumps(head, 2) for head in heads] + [pickled, pickle.dumps([name[1:] for name in storages], 2)]
+    parts += [len(values).to_bytes(8, "little") + values.tobytes() for values in storages.values()]
+    path.write_bytes(b"".join(parts))
+    return path
+
+
+def test_the_format_before_zip(tmp_path):
+    pickled = state(
+        module__whole=old_tensor("0", 24, (2, 3, 4), (12, 4, 1)),
+        transposed=old_tensor("0", 24, (4, 6), (1, 4)),
+        half=old_tensor("1", 24, (24,), (1,), storage="HalfStorage"),
+    )
+    storages = {"s0": VALUES, "s1": VALUES.astype(np.float16)}
+    path = write_old(tmp_path / "a.pth", pickled, **storages)
+    read = read_state_dict(path)
+    assert list(read) == ["whole", "transposed", "half"]
+    np.testing.assert_array_equal(read["whole"], VALUES.reshape(2, 3, 4))
+    np.testing.assert_array_equal(read["transposed"], VALUES.reshape(6, 4).T)
+    np.testing.assert_array_equal(read["half"], VALUES.astype(np.float16).astype(np.float32))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "truncated?" in message_of(read_state_dict, path)
+    path.write_bytes(path.read_bytes()[:40])
+    assert "a.pth is no readable PyTorch file" in message_of(read_state_dict, path)
+    assert "big-endian" in message_of(read_state_dict, write_old(path, pickled, little=False, **storages))
+    wrong = state(a=old_tensor("0", 10**9, (24,), (1,)))  # more entries than the file has bytes: nothing is allocated
+    assert "unknown storage record" in message_of(read_state_dict, write_old(path, wrong, s0=VALUES))
+
+
 def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path):
     trace = tmp_path / "ran"
     for module, name in (("os", "system"), ("builtins", "eval"), ("posix", "system"), ("torch", "load")):
         pickled = b"\x80\x02" + f"c{module}\n{name}\n".encode() + plain((f"touch {trace}",)) + b"R."
-        message = message_of(read_state_dict, write(tmp_path / "bad.pt", pickled))
-        assert f"{module}.{name}" in message and "bad.pt" in message
+        for written in (write(tmp_path / "bad.pt", pickled), write_old(tmp_path / "bad.pt", pickled)):
+            message = message_of(read_state_dict, written)
+            assert f"{module}.{name}" in message and "bad.pt" in message
     assert not trace.exists()
 
 
@@ -128,7 +165,7 @@ def test_damaged_contents(tmp_path, pickled, expected):
 def test_other_files(tmp_path):
     assert "does not exist" in message_of(read_state_dict, tmp_path / "none.pt")
     (tmp_path / "old.pt").write_bytes(pickle.dumps({"a": 1}))
-    assert "PyTorch 1.6" in message_of(read_state_dict, tmp_path / "old.pt")
+    assert "no file that torch.save wrote" in message_of(read_state_dict, tmp_path / "old.pt")
     with zipfile.ZipFile(tmp_path / "other.pt", "w") as archive:
         archive.writestr("readme.txt", "hello")
     assert "not one that torch.save wrote" in message_of(read_state_dict, tmp_path / "other.pt")
