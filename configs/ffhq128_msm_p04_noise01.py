@@ -5,8 +5,7 @@
 
 Data, network and hardware as ffhq128_msm_p04, with a store of noise_std 0.1. A step makes three network calls: two of
 them estimate Stein's unbiased risk. Not trained here: only ':smoke' has been run, by the tests. Published checkpoint:
-ffhq_msm_p04_noise0_1_img128.pt; published FID 37.14, where GSURE diffusion has 89.71 (arXiv 2505.11853). The authors
-clip the estimates of this experiment's sampler to [-1,1], which this one does not.
+ffhq_msm_p04_noise0_1_img128.pt; published FID 37.14, where GSURE diffusion has 89.71 (arXiv 2505.11853).
 """
 
 from ml_collections import ConfigDict

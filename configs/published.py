@@ -7,6 +7,7 @@ nor number of steps of the published checkpoints (a demo's batch of 2, no end): 
   one level per example        they give a whole batch the same timestep
   masks of the sampler         drawn from p(S); they steer towards what is not covered yet (sampling.mask_order)
   averaged parameters          theirs keep the initial weights' share until 0.9999^step has decayed, ours drop it early
+  clipping                     they clip estimates to [-1,1] for noisy faces and box inpainting; this sampler never does
 """
 
 from ml_collections import ConfigDict
