@@ -313,9 +313,7 @@ def eval_batches(config, split: str, batch_size: int, max_examples: int = 0) -> 
             images = references.batch(padded)
             measurement = measurement if simulated is None else simulated(images, measurement)
             ids = np.where(np.arange(batch_size) < len(indices), measurement.example_id, PADDING_ID).astype(np.int32)
-            yield EvalExample(
-                dataclasses.replace(measurement, example_id=ids), images, references.volumes(padded)
-            )
+            yield EvalExample(dataclasses.replace(measurement, example_id=ids), images, references.volumes(padded))
 
     simulated = _get_task_fn(config)
     return batches()

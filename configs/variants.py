@@ -23,7 +23,7 @@ def apply(config: ConfigDict, variant: str, variants: Mapping[str, Callable[[Con
 def smoke(config: ConfigDict) -> ConfigDict:
     """The same experiment with a tiny network and a few steps, for tests: every line runs, nothing is learned."""
     config.model.num_channels = 8
-    config.model.num_heads = 1
+    config.model.num_heads, config.model.num_head_channels = 1, -1
     config.training.num_steps = 4
     config.training.batch_size = 4
     config.training.log_every = config.training.resume_every = 1

@@ -61,7 +61,7 @@ BACKBONES = {
 
 
 def param_shapes(network: str) -> dict[str, tuple[int, ...]]:
-    """Returns name -> shape of the float32 parameters: conv<i>/kernel (k,k,in,out), conv<i>/bias, head<l> (channels,)."""
+    """name -> shape of the float32 parameters: conv<i>/kernel (k,k,in,out), conv<i>/bias, head<l> (channels,)."""
     shapes: dict[str, tuple[int, ...]] = {}
     inputs, index, backbone = 3, 0, BACKBONES[network]
     for stage, (widths, kernels) in enumerate(zip(backbone.channels, backbone.kernels, strict=True)):

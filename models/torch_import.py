@@ -1,8 +1,8 @@
-"""Reads published PyTorch checkpoints of the ADM U-Net without PyTorch, and maps their names to ours and back.
+"""Reads and writes PyTorch checkpoints of the ADM U-Net without PyTorch, and maps their names to ours and back.
 
 A `.pt` file is a zip with a pickle (`data.pkl`: names, shapes, strides) and one raw binary per storage; before PyTorch
 1.6 it was a row of pickles and binaries, and many published weights still are. A pickle can run any code, so this one
-is read by an unpickler that knows three kinds of name and refuses all others.
+is read by an unpickler that knows four kinds of name and refuses all others.
 """
 
 import io
@@ -22,9 +22,17 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
+from infra.atomic import atomic_file
 from infra.errors import UserError
 
-STORAGE_DTYPES = {"FloatStorage": np.float32, "HalfStorage": np.float16, "BFloat16Storage": np.uint16}  # bf16: its bits
+STORAGE_DTYPES = {
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": np.uint16,  # its bits
+    "DoubleStorage": np.float64,
+    "LongStorage": np.int64,  # this and the next are counters beside the weights
+    "BoolStorage": np.bool_,
+}
 
 # Our layer name inside a block -> the reference's.
 LAYER_NAMES = {
@@ -40,6 +48,8 @@ LAYER_NAMES = {
 }
 OUTPUT_NAMES = {"out_norm": "out.0", "out_conv": "out.2"}
 KERNEL_DIMS = {"skip": 2, "qkv": 1, "proj_out": 1}  # 1x1 convolutions there (2-D or 1-D) that are linear maps here
+
+MOST_TOLD = 20  # differences that an error lists; a wrong network has hundreds
 
 # What a damaged or hostile file can make zipfile, pickle and numpy raise.
 DAMAGE = (
@@ -69,6 +79,8 @@ class _Names(pickle.Unpickler):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return lambda *args: _strided(*args[:4])  # a fresh object, so that no pickle can leave anything on ours
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):  # the authors' trainer stores Parameters
+            return lambda data, *_: data
         if module == "torch" and name in STORAGE_DTYPES:
             return name
         raise UserError(
@@ -167,7 +179,7 @@ def _read_old(path: str | Path) -> Any:
 def _strided(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> np.ndarray:
     """Copies a tensor out of its storage as contiguous float32; checks that it lies inside."""
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-    inside = min((offset, *size, *stride)) >= 0 and last < storage.size
+    inside = min((offset, *size, *stride)) >= 0 and (last < storage.size or 0 in size)
     if not inside or math.prod(size) > storage.size:  # the latter: a stride of 0 could ask for any amount of memory
         view = f"size {size}, stride {stride}, offset {offset}"
         raise UserError(f"a tensor ({view}) leaves its {storage.size} stored values")
@@ -175,13 +187,17 @@ def _strided(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tu
     return np.array(np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False), np.float32)
 
 
-def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
+def read_state_dict(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
     """Reads a PyTorch state dict, of the zip format or the one before it, as float32 arrays; runs no code of the file.
 
-    Float32, float16 and bfloat16 tensors are read; a leading "module." of the names (DataParallel) is dropped.
+    A leading "module." of the names (DataParallel) is dropped.
+
+    Args:
+      path: the `.pt` file.
+      key: which entry of the file is the state dict, e.g. "ema"; empty: the file is one itself.
 
     Raises:
-      UserError: the file is missing, truncated, of another format, or holds anything but named tensors.
+      UserError: the file is missing, truncated, of another format, or holds anything but named tensors there.
     """
     try:
         state = _read_old(path) if _is_old(path) else _read_zip(path)
@@ -197,10 +213,56 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"checkpoint {path} is no readable PyTorch file ({type(error).__name__}: {error}): copy it again"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(v, np.ndarray) for v in state.values()):
-        found = ", ".join(map(str, list(state)[:5])) if isinstance(state, dict) else type(state).__name__
-        raise UserError(f"checkpoint {path} is no plain state dict of tensors (found: {found}); save only the weights")
+    if key:
+        if not isinstance(state, dict) or key not in state:
+            raise UserError(f"checkpoint {path} has no entry {key!r} (found: {_told(state)})")
+        state = state[key]
+    if not _is_state_dict(state):
+        inside = [name for name, value in state.items() if _is_state_dict(value)] if isinstance(state, dict) else []
+        mend = f"choose one of its entries: {', '.join(map(str, inside))}" if inside else "save only the weights"
+        raise UserError(f"checkpoint {path} is no plain state dict of tensors (found: {_told(state)}); {mend}")
     return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(tensor, np.ndarray) for name, tensor in value.items()
+    )
+
+
+def _told(value: Any) -> str:
+    """The first names in a dict, or what else a value is."""
+    return ", ".join(map(str, list(value)[:5])) if isinstance(value, dict) else type(value).__name__
+
+
+def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
+    """Writes named arrays as a float32 state dict for `torch.load(path, weights_only=True)`; equal arrays, equal bytes.
+
+    The pickle is put together from opcodes, so that no module called torch is needed; see `read_state_dict`.
+    """
+    parts = [b"\x80\x02", _EMPTY_DICT, b"("]
+    storages = []
+    for name, value in state_dict.items():
+        array = np.asarray(value, "<f4", order="C")
+        strides = tuple(step // array.itemsize for step in array.strides)
+        storage = b"(" + _plain("storage") + b"ctorch\nFloatStorage\n"
+        storage += _plain(str(len(storages))) + _plain("cpu") + _plain(array.size) + b"tQ"  # a tuple by persistent id
+        arguments = b"(" + storage + _plain(0) + _plain(array.shape) + _plain(strides) + b"\x89" + _EMPTY_DICT + b"t"
+        parts += [_plain(name), b"ctorch._utils\n_rebuild_tensor_v2\n", arguments, b"R"]
+        storages.append(array)
+    with atomic_file(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, content in (("data.pkl", b"".join([*parts, b"u."])), ("byteorder", b"little"), ("version", b"3\n")):
+            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), content)
+        for index, array in enumerate(storages):
+            archive.writestr(zipfile.ZipInfo(f"archive/data/{index}"), array.tobytes())
+
+
+_EMPTY_DICT = b"ccollections\nOrderedDict\n)R"
+
+
+def _plain(value: str | int | tuple[int, ...]) -> bytes:
+    """Pickle opcodes that push a plain value."""
+    return pickle.dumps(value, 2)[2:-1]  # without the protocol before and the stop after it
 
 
 def _reference_name(path: tuple[str, ...]) -> str:
@@ -231,6 +293,18 @@ def _from_torch(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
     return value.reshape(value.shape[:2]).T
 
 
+def drop_variances(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Keeps the first half of the output channels: a network saved with `learn_sigma` predicts (noise, variance).
+
+    Raises UserError if there is no output layer, or not an even number of channels.
+    """
+    out = {name: np.asarray(state_dict[name]) for name in ("out.2.weight", "out.2.bias") if name in state_dict}
+    if len(out) < 2 or any(value.ndim < 1 or value.shape[0] % 2 for value in out.values()):
+        found = ", ".join(f"{name} {value.shape}" for name, value in out.items()) or "no out.2.weight"
+        raise UserError(f"the state dict has no output of noise and variance, which halves into two ({found})")
+    return {**state_dict, **{name: value[: value.shape[0] // 2] for name, value in out.items()}}
+
+
 def state_dict_to_params(
     state_dict: Mapping[str, np.ndarray], model_config: ConfigDict, params_template: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -245,7 +319,7 @@ def state_dict_to_params(
       The tree of `params_template` with float32 numpy leaves.
 
     Raises:
-      UserError: names or shapes that do not fit, all of them in one message.
+      UserError: names or shapes that do not fit, in one message with their number and the first of them.
     """
     template: dict[tuple[str, ...], Any] = dict(flatten_dict(params_template))
     names = {path: _reference_name(path) for path in template}
@@ -264,13 +338,23 @@ def state_dict_to_params(
     if problems:
         keys = ("num_channels", "channel_mult", "num_res_blocks", "attention_resolutions", "patch_size")
         ours = ", ".join(f"model.{key}={model_config[key]}" for key in keys)
-        width = np.shape(state_dict.get("time_embed.0.weight", ()))[1:]
-        theirs = f"; the file was saved with num_channels={width[0]}" if width else ""
+        told = problems[:MOST_TOLD] + [f"and {len(problems) - MOST_TOLD} more"] * (len(problems) > MOST_TOLD)
         raise UserError(
-            f"the state dict does not fit the network of {ours}{theirs}; "
-            f"{len(problems)} differences: {'; '.join(problems)}"
+            f"the state dict does not fit the network of {ours}{_saved_with(state_dict)}; "
+            f"{len(problems)} differences: {'; '.join(told)}"
         )
     return unflatten_dict(params)
+
+
+def _saved_with(state_dict: Mapping[str, np.ndarray]) -> str:
+    """What a state dict tells of its own network, for an error message."""
+    names = ("time_embed.0.weight", "input_blocks.0.0.weight", "out.2.bias")
+    embedding, first, last = (np.shape(state_dict.get(name, ())) for name in names)
+    if (len(embedding), len(first), len(last)) != (2, 4, 1):
+        return "; the file holds no ADM U-Net"
+    width, channels, outputs = embedding[1], first[1], last[0]
+    text = f"; the file was saved with num_channels={width}, {channels} channels in and {outputs} out"
+    return text + (" (learn_sigma: it predicts variances too, which can be dropped)" if outputs == 2 * channels else "")
 
 
 def params_to_state_dict(params: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -1,6 +1,8 @@
 """PyTorch checkpoints are read without PyTorch, exactly, and run no code. The files are written here by hand."""
 
 import pickle
+import pickletools
+import re
 import zipfile
 from pathlib import Path
 
@@ -11,8 +13,20 @@ import pytest
 from configs.default import get_config
 from models.init import init_params, param_shapes
 from models.registry import get_model
-from models.torch_import import params_to_state_dict, read_state_dict, state_dict_to_params
+from models.torch_import import (
+    drop_variances,
+    params_to_state_dict,
+    read_state_dict,
+    state_dict_to_params,
+    write_state_dict,
+)
 from tests.checks import message_of
+
+# Of the opcodes that torch.load(weights_only=True) knows, those that a file of tensors needs.
+WEIGHTS_ONLY = {
+    "PROTO", "GLOBAL", "EMPTY_TUPLE", "REDUCE", "MARK", "BINUNICODE", "BINPUT", "BININT", "BININT1", "BININT2", "TUPLE",
+    "TUPLE1", "TUPLE2", "TUPLE3", "BINPERSID", "NEWFALSE", "SETITEMS", "STOP",
+}  # fmt: skip
 
 DICT = b"ccollections\nOrderedDict\n)R"
 
@@ -124,6 +138,67 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path):
     assert not trace.exists()
 
 
+def entry(**values: bytes) -> bytes:
+    """Opcodes that push a dict; '__' in a name stands for '.'."""
+    return DICT + b"(" + b"".join(plain(name.replace("__", ".")) + value for name, value in values.items()) + b"u"
+
+
+def test_parameters_as_the_authors_trainer_stores_them(tmp_path):
+    """Their trainer puts torch.nn.Parameter objects into the state dict, and the device is a GPU's."""
+    parameter = b"ctorch._utils\n_rebuild_parameter\n" + tensor("0", 24, (2, 12), (12, 1)).replace(
+        plain("cpu"), plain("cuda:0")
+    )
+    pickled = state(a=parameter + b"\x88" + DICT + b"\x87R")
+    read = read_state_dict(write(tmp_path / "ema_0.9999_050000.pt", pickled, s0=VALUES))
+    np.testing.assert_array_equal(read["a"], VALUES.reshape(2, 12))
+
+
+def test_one_state_dict_of_several(tmp_path):
+    pickled = state(
+        model=entry(a=tensor("0", 24, (24,), (1,))),
+        ema=entry(module__a=tensor("0", 24, (3,), (1,)), count=tensor("1", 1, (), (), storage="LongStorage")),
+        step=plain(1000),
+    )
+    path = write(tmp_path / "a.pt", pickled, s0=VALUES, s1=np.array([7]))
+    read = read_state_dict(path, "ema")
+    np.testing.assert_array_equal(read["a"], VALUES[:3])
+    assert read["count"] == 7
+    np.testing.assert_array_equal(read_state_dict(path, "model")["a"], VALUES)
+    assert "choose one of its entries: model, ema" in message_of(read_state_dict, path)
+    assert "has no entry 'avg' (found: model, ema, step)" in message_of(read_state_dict, path, "avg")
+    assert "found: int" in message_of(read_state_dict, path, "step")
+
+
+def test_written_files_are_read_back_exactly_and_hold_what_pytorch_writes(tmp_path):
+    arrays = {
+        "a.weight": VALUES.reshape(2, 3, 4),
+        "turned": VALUES.reshape(4, 6).T,
+        "scalar": np.float32(2.5),
+        "empty": np.zeros((3, 0), np.float32),
+    }
+    write_state_dict(tmp_path / "a.pt", arrays)
+    read = read_state_dict(tmp_path / "a.pt")
+    assert list(read) == list(arrays)
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(read[name], value, strict=True)
+    write_state_dict(tmp_path / "b.pt", arrays)
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.pt") as archive:
+        opcodes = {(code.name, arg) for code, arg, _ in pickletools.genops(archive.read("archive/data.pkl"))}
+    assert {arg for name, arg in opcodes if name == "GLOBAL"} == {
+        "collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch FloatStorage",
+    }  # fmt: skip
+    assert {name for name, _ in opcodes} <= WEIGHTS_ONLY
+
+
+def test_pytorch_itself_loads_what_is_written(tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch, which is no dependency, is not installed")
+    arrays = {"a.weight": VALUES.reshape(2, 3, 4), "scalar": np.float32(2.5)}
+    write_state_dict(tmp_path / "a.pt", arrays)
+    loaded = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert {name: value.tolist() for name, value in loaded.items()} == {n: v.tolist() for n, v in arrays.items()}
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
 def test_truncated_file(tmp_path, share):
     path = write(tmp_path / "a.pt", state(a=tensor("0", 24, (24,), (1,))), s0=VALUES)
@@ -149,7 +224,7 @@ def test_flipped_bit(tmp_path):
         (state(a=tensor("0", 24, (10**9,), (0,))), "leaves its 24 stored values"),
         (state(a=tensor("7", 24, (24,), (1,))), "net/data/7"),
         (state(a=tensor("../data/0", 24, (24,), (1,))), "unknown storage record"),
-        (state(a=tensor("0", 24, (24,), (1,), storage="LongStorage")), "torch.LongStorage"),
+        (state(a=tensor("0", 24, (24,), (1,), storage="QInt8Storage")), "torch.QInt8Storage"),
         (state(step=plain(3), a=tensor("0", 24, (24,), (1,))), "no plain state dict"),
         (plain([1, 2]) + b".", "no plain state dict"),
         (state(a=tensor("0", 24, (24,), (1,)))[:-20], "no readable PyTorch file"),
@@ -233,6 +308,34 @@ def test_every_misfit_is_in_one_message(network):
         "saved with num_channels=8",
     ):
         assert part in message
+
+
+def test_a_wrong_network_is_told_once_with_what_the_file_holds(network):
+    _, params, _ = network
+    other = get_config()
+    other.data.image_size = 16
+    other.model.update(num_channels=12, channel_mult=(1,), attention_resolutions=(), num_heads=1, patch_size=1)
+    template = param_shapes(get_model(other, 2), (16, 16, 2))
+    message = message_of(state_dict_to_params, params_to_state_dict(params), other.model, template)
+    assert "model.num_channels=12" in message
+    assert "saved with num_channels=8, 2 channels in and 2 out" in message
+    assert re.search(r"(\d+) differences: ", message)[1] == str(20 + int(re.search(r"and (\d+) more", message)[1]))
+    assert len(message) < 3000
+    assert "holds no ADM U-Net" in message_of(state_dict_to_params, {"a": np.zeros(3)}, other.model, template)
+
+
+def test_predicted_variances_are_named_and_dropped(network):
+    config, params, template = network
+    state_dict = params_to_state_dict(params)
+    both = {**state_dict, "out.2.bias": np.array([1, 2, 3, 4], np.float32)}
+    both["out.2.weight"] = np.concatenate([state_dict["out.2.weight"], np.ones_like(state_dict["out.2.weight"])])
+    assert "learn_sigma" in message_of(state_dict_to_params, both, config, template)
+    kept = state_dict_to_params(drop_variances(both), config, template)
+    np.testing.assert_array_equal(kept["out_conv"]["bias"], [1, 2])
+    np.testing.assert_array_equal(kept["out_conv"]["kernel"], params["out_conv"]["kernel"])
+    both["out.2.bias"] = np.zeros(3)
+    assert "out.2.bias (3,)" in message_of(drop_variances, both)
+    assert "no out.2.weight" in message_of(drop_variances, {})
 
 
 def test_transposed_square_kernels_are_told_apart(network):
