@@ -7,7 +7,7 @@
 2.14 M parameters, as brain64_msm. Two CPU cores are enough; a GPU needs no other setting.
 """
 
-from configs import default, variants
+from configs import default, tasks, variants
 
 
 def get_config(variant: str = ""):
@@ -31,7 +31,7 @@ def get_config(variant: str = ""):
     config.training.log_every = 25
     config.training.checkpoint_every = 500
     config.eval.solvers = ("zero_filled", "tv", "l1_wavelet", "msm")
-    return variants.apply(config, variant, {"demo": demo, "smoke": variants.smoke})
+    return variants.apply(config, variant, {"demo": demo, "smoke": variants.smoke, **tasks.IMAGES})
 
 
 def demo(config):

@@ -1,4 +1,4 @@
-"""The upper bound of photos64_msm: the same network and budget trained on whole, noiseless pictures.
+"""The upper bound of photos64_msm: the same network and budget trained on clean pictures (denoising score matching).
 
     python main.py --config=configs/photos64_oracle.py --workdir=workdir/photos64_oracle --mode=train
 
@@ -12,4 +12,5 @@ def get_config(variant: str = ""):
     """Variants as in photos64_msm."""
     config = photos64_msm.get_config(variant)
     config.data.acquisition = "full"
+    config.loss.name = "dsm"
     return config
