@@ -11,7 +11,8 @@ import pytest
 import datasets
 import run_lib
 from operators.measurement import Measurement
-from tests.checks import message_of
+from tests.checks import hashes, message_of
+from tests.pictures import small_image_config
 from tests.small_runs import assert_same_run, quick_compilation, small_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +43,20 @@ def test_references_that_are_nan_change_no_bit_of_training(tiny_store, nan_refer
     run_lib.train(config, str(tmp_path))
     assert_same_run(config, trained, tmp_path)
     pictures = [(folder / "samples" / "step_0000004.png").read_bytes() for folder in (trained, tmp_path)]
+    assert pictures[0] == pictures[1]
+
+
+def test_references_of_pictures_that_are_nan_change_no_bit_of_training(image_store, nan_image_store, tmp_path):
+    assert hashes(nan_image_store / "acquisitions") == hashes(image_store / "acquisitions")
+    configs = [small_image_config(store) for store in (image_store, nan_image_store)]
+    finite = [np.isfinite(datasets.open_references(config, "test")[0]).any() for config in configs]
+    assert finite == [True, False]
+    folders = [tmp_path / name for name in ("real", "nan")]
+    for config, folder in zip(configs, folders, strict=True):
+        config.training.num_steps = 2
+        run_lib.train(config, str(folder))
+    assert_same_run(configs[0], *folders)
+    pictures = [(folder / "samples" / "step_0000002.png").read_bytes() for folder in folders]
     assert pictures[0] == pictures[1]
 
 
