@@ -36,10 +36,11 @@ def make_store(folder: Path, out: Path, **changes) -> dict:
 
 
 def small_image_config(store: Path) -> ConfigDict:
-    """The smoke variant of the image demo on a store of `source`, four steps of a one-level network."""
+    """The smoke variant of the image demo on a store of `source`, two steps of a one-level network."""
     config = photos64_msm.get_config("smoke")
     config.data.dir = str(store)
     config.data.image_size = 32
+    config.training.num_steps = 2
     config.model.channel_mult = (1,)
     config.model.attention_resolutions = ()
     config.eval.solvers = ("zero_filled", "msm")
