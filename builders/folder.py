@@ -97,9 +97,10 @@ def divide(names: Sequence[str], division: Division) -> dict[str, list[str]]:
     for split in ("test", "validation"):
         if split in listed:
             continue
-        count = division.counts.get(split, min(LARGEST_SPLIT, max(1, len(pool) // FRACTIONS[split])) if pool else 0)
-        if count > len(pool) - start:
-            raise UserError(f"--{split}_count is {count}, but only {len(pool) - start} files are left for it")
+        left = len(pool) - start
+        count = division.counts.get(split, min(left, LARGEST_SPLIT, max(1, len(pool) // FRACTIONS[split])))
+        if count > left:
+            raise UserError(f"--{split}_count is {count}, but only {left} files are left for it")
         splits[split], start = pool[start : start + count], start + count
     splits.setdefault("train", pool[start:])
     for split in ("train", "test"):
@@ -214,8 +215,8 @@ class Folder:
         return found
 
     def describe(self) -> dict[str, Any]:
-        flags = [f"--{split}_list {split.upper()}_LIST" for split in self.division.lists]
-        flags += [f"--{split}_count {count}" for split, count in self.division.counts.items()]
+        flags = [f"--{split}_list {split.upper()}_LIST" for split in SPLITS if split in self.division.lists]
+        flags += [f"--{split}_count {count}" for split, count in sorted(self.division.counts.items())]
         return {
             "command": " ".join(["python tools/prepare_images.py --folder FOLDER", *flags]),
             "licences": ["those of the pictures: ask whoever gave them to you"],

@@ -9,11 +9,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX is imported; set it 
 import jax
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from builders.brain import BrainReferences, Brains, default_settings
+from builders.images import ImageReferences
 from builders.store import prepare_store
 from configs.default import get_config
+from tests.pictures import make_store, small_image_config, write_pictures
 
 # Nearly all of a test's time is compilation of programs that run for milliseconds.
 jax.config.update("jax_disable_most_optimizations", True)
@@ -55,3 +58,37 @@ def store_copy(tiny_store: Path, tiny_config: ConfigDict, tmp_path: Path) -> Pat
     shutil.copytree(tiny_store, path)
     tiny_config.data.dir = str(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `write_pictures`: eleven pictures. Do not change it."""
+    folder = tmp_path_factory.mktemp("data") / "pictures"
+    write_pictures(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_store(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of `tests.pictures.source`: 6 train, 2 validation, 3 test pictures with noise. Do not change it."""
+    store = tmp_path_factory.mktemp("data") / "image_store"
+    make_store(pictures, store)
+    return store
+
+
+@pytest.fixture(scope="session")
+def nan_image_store(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`image_store` with NaN for every reference picture: what never reads references does not notice."""
+    store = tmp_path_factory.mktemp("data") / "nan_image_store"
+    with pytest.MonkeyPatch.context() as patch:
+        tensor = tfds.features.Tensor(shape=(32, 32, 3), dtype=np.float32)
+        patch.setattr(ImageReferences, "_features", lambda self: {"image": tensor})
+        patch.setattr(ImageReferences, "_record", lambda self, p, m: {"image": p.pixels * np.float32(np.nan)})
+        make_store(pictures, store)
+    return store
+
+
+@pytest.fixture
+def image_config(image_store: Path) -> ConfigDict:
+    """A small config for `image_store`; the test may change it."""
+    return small_image_config(image_store)

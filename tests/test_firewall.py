@@ -11,7 +11,8 @@ import pytest
 import datasets
 import run_lib
 from operators.measurement import Measurement
-from tests.checks import message_of
+from tests.checks import hashes, message_of
+from tests.pictures import small_image_config
 from tests.small_runs import assert_same_run, quick_compilation, small_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +43,27 @@ def test_references_that_are_nan_change_no_bit_of_training(tiny_store, nan_refer
     run_lib.train(config, str(tmp_path))
     assert_same_run(config, trained, tmp_path)
     pictures = [(folder / "samples" / "step_0000004.png").read_bytes() for folder in (trained, tmp_path)]
+    assert pictures[0] == pictures[1]
+
+
+@pytest.fixture(scope="module")
+def trained_on_pictures(image_store, tmp_path_factory):
+    """As `trained`, of pictures; e2e/test_images.py's, if that was here before."""
+    folder = tmp_path_factory.getbasetemp() / "straight_images"
+    run_lib.train(small_image_config(image_store), str(folder))
+    return folder
+
+
+def test_references_of_pictures_that_are_nan_change_no_bit_of_training(
+    image_store, nan_image_store, trained_on_pictures, tmp_path
+):
+    assert hashes(nan_image_store / "acquisitions") == hashes(image_store / "acquisitions")
+    config = small_image_config(nan_image_store)
+    assert np.isnan(datasets.open_references(config, "test")[0]).all()
+    assert np.isfinite(datasets.open_references(small_image_config(image_store), "test")[0]).all()
+    run_lib.train(config, str(tmp_path))
+    assert_same_run(config, trained_on_pictures, tmp_path)
+    pictures = [(folder / "samples" / "step_0000002.png").read_bytes() for folder in (trained_on_pictures, tmp_path)]
     assert pictures[0] == pictures[1]
 
 

@@ -2,7 +2,7 @@
 
   python tools/prepare_images.py --folder FFHQ --size 128 --out store/ffhq128            # any folder of PNG and JPEG
   python tools/prepare_images.py --folder DIR --size 64 --test_list FILE --noise_std 0.1 --out store/mine64
-  python tools/prepare_images.py --photos --out store/photos64                           # the demo's pictures, 28 MB
+  python tools/prepare_images.py --photos --out store/photos64                           # the demo's pictures, 37 MB
 
 Files are found recursively. Splits: --*_list files with one path per line, else --*_count, else FFHQ's where exactly
 70,000 files are there (first 100 test, next 100 validation, train from number 1000 on), else a tenth test and a
