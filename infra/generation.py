@@ -42,12 +42,14 @@ class Judge:
       drawn: features of the drawn images where they were computed elsewhere, else None.
       reference: features of the reference images where they were computed elsewhere, else None.
       held_out: images that were never trained on, None if the run has none.
+      others: further held-out images, of the other split: how far apart real images of two splits are.
     """
 
     extract: Callable[[np.ndarray], np.ndarray]
     drawn: np.ndarray | None
     reference: np.ndarray | None
     held_out: datasets.References | None
+    others: datasets.References | None
 
 
 def get_judge(config) -> Judge:
@@ -71,8 +73,13 @@ def get_judge(config) -> Judge:
             "features: use one extractor"
         )
     split = settings.reference_split
-    held_out = None if split == "none" else datasets.open_references(config, split)
-    return Judge(extract, drawn, reference, held_out)
+    if split == "none":
+        return Judge(extract, drawn, reference, None, None)
+    known = datasets.dataset_info(config)["references"]["ids"]
+    others = [
+        datasets.open_references(config, name) for name in ("validation", "test") if name in known and name != split
+    ]
+    return Judge(extract, drawn, reference, datasets.open_references(config, split), others[0] if others else None)
 
 
 @dataclass(frozen=True)
@@ -204,16 +211,26 @@ def _pass_over(config, judge: Judge, planned: list[Round], folder: Path, step: i
 
 
 def _distances(judge: Judge, drawn: np.ndarray, batch: int) -> dict[str, Any]:
-    """`frechet.compare` with the reference features of the file or the split; {} without either."""
-    reference, held_out = judge.reference, judge.held_out
-    if reference is None and held_out is not None:
-        spans = [range(start, min(start + batch, len(held_out))) for start in range(0, len(held_out), batch)]
-        reference = np.concatenate([judge.extract(held_out.batch(span)) for span in spans])
+    """`frechet.compare` with the reference features of the file or the split; {} without either.
+
+    Where the features come from the splits, 'between_splits' holds the distances of the two held-out splits.
+    """
+
+    def features_of(images: datasets.References) -> np.ndarray:
+        spans = [range(start, min(start + batch, len(images))) for start in range(0, len(images), batch)]
+        return np.concatenate([judge.extract(images.batch(span)) for span in spans])
+
+    reference, others = judge.reference, None
+    if reference is None and judge.held_out is not None:
+        reference, others = features_of(judge.held_out), judge.others
     if reference is None or len(drawn) < 2:
         return {}
     found = frechet.compare(drawn, reference)
     for warning in found["warnings"]:
         logging.warning("%s", warning)
+    if others is not None and len(others) > 1:
+        pair = frechet.as_features(features_of(others), "other split"), frechet.as_features(reference, "split")
+        found["between_splits"] = {"frechet": frechet.frechet_distance(*pair), "kernel": frechet.kernel_distance(*pair)}
     return found
 
 
@@ -296,4 +313,8 @@ def _facts(config, step: int, command: str, judge: Judge) -> dict[str, Any]:
 
 def _definitions(config) -> dict[str, str]:
     told = {"features": features.DEFINITION} if config.sampling.features == "small" else {}
-    return told | frechet.DEFINITIONS | memorisation.DEFINITIONS
+    between = (
+        "The same distances between the reference images of the validation and the test split: how far apart real "
+        "images are that were not chosen to be alike, e.g. of two people."
+    )
+    return told | frechet.DEFINITIONS | {"between splits": between} | memorisation.DEFINITIONS

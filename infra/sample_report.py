@@ -85,11 +85,12 @@ def _value(number: float) -> str:
 def _distance_table(distances: Mapping[str, Any]) -> str:
     if not distances:
         return '<p class="note">None: there are no reference images, or fewer than two drawn ones.</p>'
-    floor = distances["floor"]
+    columns = (distances, distances["floor"], distances.get("between_splits", {}))
     lines = [
-        "<tr><th>distance</th><th>drawn to reference</th><th>floor: reference to reference</th></tr>",
+        "<tr><th>distance</th><th>drawn to reference</th><th>floor: halves of the reference</th>"
+        "<th>between splits: other held-out images to reference</th></tr>",
         *(
-            f"<tr><td>{name}</td><td>{_value(distances[key])}</td><td>{_value(floor.get(key, math.nan))}</td></tr>"
+            f"<tr><td>{name}</td>{''.join(f'<td>{_value(c.get(key, math.nan))}</td>' for c in columns)}</tr>"
             for key, name in (
                 ("frechet", "Fréchet"),
                 ("frechet_extrapolated", "Fréchet, extrapolated"),
@@ -126,5 +127,6 @@ def _pairs(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         "<h3>Drawn images nearest to training data (top) and those acquisitions, zero-filled (bottom)</h3>",
         '<img src="nearest.png" alt="Above, drawn images; below each, its nearest training acquisition, zero-filled">',
+        '<p class="note">As drawn and as acquired: not mirrored or moved to fit each other.</p>',
         "<details><summary>Every checked image</summary>\n<table>\n" + "\n".join(lines) + "\n</table></details>",
     ]

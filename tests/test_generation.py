@@ -214,7 +214,7 @@ def test_what_does_not_fit_is_told_before_anything_is_written(config, tmp_path):
     workdir = tmp_path / "run"
     np.savez(tmp_path / "features.npz", features=np.zeros((5, 3)))
     config.sampling.reference_features = str(tmp_path / "features.npz")
-    assert "sampling.features gives 88 features" in message_of(run_lib.sample, config, str(workdir))
+    assert "sampling.features gives 80 features" in message_of(run_lib.sample, config, str(workdir))
     config.sampling.features = str(tmp_path / "features.npz")
     assert "holds 5 images, sampling.num_images is 6" in message_of(run_lib.sample, config, str(workdir))
     config.sampling.features = "smal"
