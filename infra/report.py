@@ -191,7 +191,7 @@ def _quality(summary: Mapping[str, Any]) -> str:
     lines = ["<h3>Per slice</h3>", _score_table(table, _COLUMNS, primary, counts), _caption(slices)]
     if volumes:
         sizes = volumes["slices"]
-        told = ", ".join(f"{name} ({count} slices)" for name, count in sizes.items())
+        told = ", ".join(f"{name} ({count} slice{'s' * (count > 1)})" for name, count in sizes.items())
         what = f"Mean over {len(sizes)} volumes" if len(sizes) > 1 else "One volume"
         lines += ["<h3>Per volume</h3>", _score_table(volumes["solvers"], _COLUMNS, primary)]
         lines.append(_caption(f"{what}: {told}" if len(sizes) <= 8 else what, len(sizes) > 1))

@@ -13,10 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-SHIFT, SCALE = (
-    (-0.030, -0.088, -0.188),
-    (0.458, 0.448, 0.450),
-)  # of inputs in [-1, 1]: mean and deviation of photographs
+SHIFT = (-0.030, -0.088, -0.188)  # mean and deviation of photographs in [-1, 1], by colour
+SCALE = (0.458, 0.448, 0.450)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +59,7 @@ BACKBONES = {
 
 
 def param_shapes(network: str) -> dict[str, tuple[int, ...]]:
-    """name -> shape of the float32 parameters: conv<i>/kernel (k,k,in,out), conv<i>/bias, head<l> (channels,)."""
+    """Returns the parameters' names and shapes: conv<i>/kernel (k,k,in,out), conv<i>/bias (out,), head<l> (out,)."""
     shapes: dict[str, tuple[int, ...]] = {}
     inputs, index, backbone = 3, 0, BACKBONES[network]
     for stage, (widths, kernels) in enumerate(zip(backbone.channels, backbone.kernels, strict=True)):

