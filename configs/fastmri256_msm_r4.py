@@ -1,7 +1,7 @@
 """MSM on 256x256 multi-coil brain scans of fastMRI: random columns at nominal R = 4 with 20 ACS lines, no noise added.
 
     python main.py --config=configs/fastmri256_msm_r4.py --workdir=workdir/fastmri256_msm_r4 --mode=train
-    python main.py --config=configs/fastmri256_msm_r4.py --workdir=workdir/fastmri256_msm_r4 --mode=eval
+    python main.py --config=configs/fastmri256_msm_r4.py:csmri4 --workdir=workdir/fastmri256_msm_r4 --mode=eval
 
 138.3 M parameters, 558 GFLOP a network call; a step of this batch holds at most 82 GiB (tools/inspect_config.py): two
 GPUs of 80 GB, or one with optim.accumulate 2. Not trained here: only ':smoke' has been run, by the tests.
@@ -19,17 +19,14 @@ SSIM over rows.
 
 from ml_collections import ConfigDict
 
-from configs import published, variants
-
-VARIANTS = {"smoke": variants.smoke}
+from configs import published, tasks, variants
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Variants: '' as published, 'smoke' a few steps of a tiny network for tests."""
+    """Variants: '' as published, 'smoke' a few steps of a tiny network for tests, and the tasks of MRI."""
     config = published.get_config(256)
     config.data.update(dir="store/fastmri256", num_coils=16)
     config.masks.update(name="cartesian_random", acceleration=4.0, acs_lines=20)
     config.optim.learning_rate = 5e-5
     config.training.batch_size = 16
-    config.solver.update(gamma=2.0, consistency="entries")  # on every partial estimate
-    return variants.apply(config, variant, VARIANTS)
+    return variants.apply(tasks.published_mri(config), variant, published.MRI)

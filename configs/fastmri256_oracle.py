@@ -1,7 +1,7 @@
 """The upper bound of fastmri256_msm_r4: the same network as an ordinary diffusion model of fully sampled brain scans.
 
     python main.py --config=configs/fastmri256_oracle.py --workdir=workdir/fastmri256_oracle --mode=train
-    python main.py --config=configs/fastmri256_oracle.py --workdir=workdir/fastmri256_oracle --mode=eval
+    python main.py --config=configs/fastmri256_oracle.py:csmri4 --workdir=workdir/fastmri256_oracle --mode=eval
 
 Trains on the acquisitions `full` of the same store, and its log says so. Hardware as fastmri256_msm_r4. Not trained
 here: only ':smoke' has been run, by the tests. Published checkpoint: fmri_uncond_R1_noise0_0_img256.pt; published
@@ -16,4 +16,4 @@ from configs import fastmri256_msm_r4, published, variants
 def get_config(variant: str = "") -> ConfigDict:
     """Variants as in fastmri256_msm_r4."""
     config = published.oracle(fastmri256_msm_r4.get_config())
-    return variants.apply(config, variant, fastmri256_msm_r4.VARIANTS)
+    return variants.apply(config, variant, published.MRI)

@@ -1,8 +1,9 @@
 """MSM on 128x128 faces with random boxes missing: 6 of 16 blocks (the paper's p = 0.4), no noise.
 
-    python tools/prepare_images.py --help          # makes store/ffhq128 of a folder of pictures, see docs/data.md
+    python tools/prepare_images.py --folder FFHQ --size 128 --out store/ffhq128
     python main.py --config=configs/ffhq128_msm_p04.py --workdir=workdir/ffhq128_msm_p04 --mode=train
     python main.py --config=configs/ffhq128_msm_p04.py --workdir=workdir/ffhq128_msm_p04 --mode=sample
+    python main.py --config=configs/ffhq128_msm_p04.py:sr4 --workdir=workdir/ffhq128_msm_p04 --mode=eval
 
 105.2 M parameters, 153 GFLOP a network call; a step of this batch holds at most 48 GiB (tools/inspect_config.py): one
 GPU of 80 GB, or a smaller one with optim.accumulate. Not trained here: only ':smoke' has been run, by the tests.
@@ -15,13 +16,11 @@ super-resolution 28.11 dB (input 23.21).
 
 from ml_collections import ConfigDict
 
-from configs import published, variants
-
-VARIANTS = {"smoke": variants.smoke}
+from configs import published, tasks, variants
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Variants: '' as published, 'smoke' a few steps of a tiny network for tests."""
+    """Variants: '' as published, 'smoke' a few steps of a tiny network for tests, and the tasks of images."""
     config = published.get_config(128)
     config.data.update(dir="store/ffhq128", num_coils=0)
     config.transform.name = "identity"
@@ -29,6 +28,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.denoiser.sigma_data = 0.5  # read by solvers only: 'eps' does without
     config.optim.learning_rate = 1e-5
     config.training.batch_size = 32
-    config.solver.update(w=2, gamma=1.75, consistency="least_squares", damping=0.0)  # H^+, after aggregation
     config.eval.solvers = ("zero_filled", "msm")
-    return variants.apply(config, variant, VARIANTS)
+    return variants.apply(tasks.published_images(config), variant, published.IMAGES)

@@ -16,4 +16,4 @@ from configs import ffhq128_msm_p04, published, variants
 def get_config(variant: str = "") -> ConfigDict:
     """Variants as in ffhq128_msm_p04."""
     config = published.oracle(ffhq128_msm_p04.get_config())
-    return variants.apply(config, variant, ffhq128_msm_p04.VARIANTS)
+    return variants.apply(config, variant, published.IMAGES)

@@ -12,14 +12,18 @@ nor number of steps of the published checkpoints (a demo's batch of 2, no end): 
 
 from ml_collections import ConfigDict
 
-from configs import default
+from configs import default, tasks, variants
 
 ATTENTION = (32, 16, 8)  # feature-map sizes
+IMAGES, MRI = (  # variants: the solver is the published one already
+    {"smoke": variants.smoke, **{name: change for name, change in found.items() if name != "published"}}
+    for found in (tasks.IMAGES, tasks.MRI)
+)
 LEVELS = {128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}  # channel_mult by image size: 105.2 and 138.3 M parameters
 
 
 def get_config(image_size: int) -> ConfigDict:
-    """The settings of all six for images of 128 or 256 pixels; a leaf adds data, masks, learning rate and steps."""
+    """The settings of all six for images of 128 or 256 pixels; a leaf adds data, masks, learning rate and solver."""
     config = default.get_config()
     config.data.image_size = image_size
     config.data.augment = ()
@@ -31,18 +35,20 @@ def get_config(image_size: int) -> ConfigDict:
     config.optim.update(weight_decay=0.0, warmup_steps=0, decay="constant", grad_clip=0.0, ema_rate=0.9999)
     config.training.update(num_steps=500_000, log_every=100, resume_every=1000)
     config.training.update(checkpoint_every=50_000, sample_every=50_000)
-    algorithm_1 = {"num_levels": 200, "w": 3, "mask_keep": 0.0, "mask_order": "iid", "reinject": True}
-    config.sampling.update(**algorithm_1, step="ddim", eta=1.0, num_images=3000)
-    config.solver.update(**algorithm_1, step="renoise", eta=0.85)
-    config.eval.num_samples = 1
+    config.sampling.update(num_levels=200, w=3, mask_keep=0.0, reinject=True, eta=1.0, num_images=3000)
+    config.eval.update(num_samples=1, metrics=("standard", "paper"))
     return config
 
 
 def oracle(config: ConfigDict) -> ConfigDict:
-    """Ordinary diffusion on clean data: all 1000 levels in training, whole measurements in the calls of the sampler."""
+    """Ordinary diffusion on clean data: all 1000 levels in training, whole measurements in the calls of the samplers.
+
+    It reconstructs by replacing what was measured, H^+ H zhat by H^+ y (DDNM, Wang et al. 2023, arXiv 2212.00490).
+    """
     config.data.acquisition = "full"
     config.loss.name = "dsm"
     config.schedule.train_stride = 1
     for section in (config.sampling, config.solver):
         section.update(w=1, mask_keep=1.0, reinject=False)
+    config.solver.update(consistency="pseudo_inverse", gamma=1.0)
     return config
