@@ -14,6 +14,7 @@ from infra import generation, sample_report
 from infra.checkpoints import export_params
 from infra.config_check import find_problems
 from models.init import init_params
+from operators.measurement import Measurement
 from tests.checks import hashes, message_of
 from tests.small_runs import quick_compilation, small_config
 from tests.test_report import Page
@@ -193,6 +194,48 @@ def test_a_copied_training_image_is_flagged(config, tmp_path, monkeypatch):
     rows = (tmp_path / "samples" / "generated" / "memorisation.csv").read_text().splitlines()
     assert rows[3].split(",")[:3] == ["drawn", "2", str(training.ids[1])] and rows[3].endswith("True")
     assert summary["memorisation"]["drawn"]["flagged"] == 1 and summary["memorisation"]["held-out"]["flagged"] == 0
+
+
+class Photos:
+    """Stands for a store's colour images, or their acquisitions with half of the pixels missing."""
+
+    def __init__(self, count, measured, seed):
+        rng = np.random.default_rng(seed)
+        self.images = rng.uniform(-1, 1, (count, 16, 16, 3)).astype(np.float32)
+        self.masks, self.ids, self.measured = rng.random((count, 16, 16, 1)) < 0.5, np.arange(count) + 50, measured
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, index):
+        return {"y": self.images[index]}
+
+    def batch(self, places):
+        places = np.asarray(places)
+        if not self.measured:
+            return self.images[places]
+        mask, noise = self.masks[places], np.zeros(len(places), np.float32)
+        y = np.where(mask, self.images[places], 0)
+        return Measurement(y, mask, None, noise, self.ids[places].astype(np.int32))
+
+
+def test_colour_images_are_drawn_and_compared(config, tmp_path, monkeypatch):
+    config.data.num_coils, config.data.image_size, config.data.augment = 0, 16, ("mirror",)
+    config.transform.name, config.masks.name = "identity", "random_boxes"
+    config.masks.grid, config.masks.drop = 4, 6
+    config.model.patch_size = 4
+    config.eval.checkpoint = ""
+    info = {"counts": {"train": 5}, "references": {"ids": {"test": [], "validation": []}}}
+    monkeypatch.setattr(datasets, "dataset_info", lambda *_: info)
+    monkeypatch.setattr(datasets, "open_acquisitions", lambda *_: Photos(5, True, seed=0))
+    monkeypatch.setattr(datasets, "open_references", lambda _, split: Photos(4, False, seed=len(split)))
+    params = init_params(run_lib.build(config).model, 0, (16, 16, 3))
+    monkeypatch.setattr(run_lib, "_load_params", lambda *_: (params, 7))
+    summary = run_lib.sample(config, str(tmp_path))
+    assert summary["distances"]["features"] == 89 and summary["run"]["coil maps"] == "none"
+    assert summary["distances"]["between_splits"]["frechet"] > 0
+    assert images_of(tmp_path / "samples" / "generated").shape == (TOTAL, 16, 16, 3)
+    assert imread(tmp_path / "samples" / "generated" / "nearest.png").ndim == 3
 
 
 def test_precomputed_features_are_compared(config, tmp_path):
