@@ -75,11 +75,12 @@ def test_an_imported_checkpoint_is_used_and_says_where_it_is_from(config, params
     assert meta["imported_from"]["sha256"] == hashes(tmp_path)[source.name]
     assert "import" in json.loads((tmp_path / "published" / "manifest.json").read_text())
 
-    config.sampling.update(num_levels=1, num_images=2)
-    config.eval.update(checkpoint=str(tmp_path / "published"), batch_size=2)
+    config.sampling.update(num_levels=1, num_images=2, batch_size=2, check_images=0, reference_split="none")
+    config.eval.checkpoint = str(tmp_path / "published")
     with quick_compilation(tmp_path_factory.getbasetemp() / "programs"):
-        run_lib.sample(config, str(tmp_path / "elsewhere"))
-    drawn = np.load(tmp_path / "elsewhere" / "samples" / "generated_step_0050000.npz")["images"]
+        summary = run_lib.sample(config, str(tmp_path / "elsewhere"))
+    assert summary["run"]["training step"] == 50_000
+    drawn = np.load(tmp_path / "elsewhere" / "samples" / "generated" / "images.npz")["images"]
     assert drawn.shape == (2, 32, 32) and np.isfinite(drawn).all()
 
 
