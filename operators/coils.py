@@ -83,7 +83,7 @@ def get_espirit(
     eigenvector, of eigenvalue 1, of G(x)_cc' = 1/k^2 sum_dd' P_(d,c)(d',c') exp(2 pi i (d - d') x / N).
 
     Args:
-      kernel: rows and columns of a patch. None takes 6 along an axis with 11 or more entries in the ACS and (n + 1) // 2
+      kernel: rows and columns of a patch. None takes 6 along an axis of 11 or more ACS entries and (n + 1) // 2
         if there are n < 11, example by example: a patch then has as many shifts as it is long. With fewer, the signal's
         space is not seen whole, and `crop` cuts holes into the object. Below 5 lines maps are poor.
       calibration: largest number of rows and columns of the ACS that are used.
@@ -259,9 +259,11 @@ def _leading_vectors(covariance_at_row, height: int, width: int, coils: int):
         power = covariance
         for _ in range(3):
             power = unit(jnp.einsum("cdx,dex->cex", power, power, precision=_PRECISE), (0, 1))
-        # The column of the largest diagonal entry cannot be orthogonal to the leading eigenvector.
+        # Start from the column of the largest diagonal entry, with a little of the others lest it be orthogonal to the
+        # leading eigenvector.
         best = jnp.argmax(jnp.diagonal(power).real, axis=-1)
-        start = jnp.sum(jnp.where(jnp.arange(coils)[:, None] == best, power, 0), axis=1)
+        share = jnp.where(jnp.arange(coils)[:, None] == best, 1.0, 0.1 * jnp.exp(1j * jnp.arange(coils)[:, None] ** 2))
+        start = jnp.sum(power * share, axis=1)
         vector = jax.lax.fori_loop(0, 15, lambda _, v: unit(jnp.sum(power * v, axis=1), 0), unit(start, 0))
         return vector, jnp.sum(vector.conj() * jnp.sum(covariance * vector, axis=1), axis=0).real
 
