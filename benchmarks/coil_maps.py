@@ -1,0 +1,110 @@
+"""Coil map estimators side by side: `python benchmarks/coil_maps.py [--size 64] [--slices 4]`, a minute or two.
+
+Prints a table with one row per estimator, ours and what is installed of BART (`ecalib`, the whole program with its files)
+and sigpy (`EspiritCalib`): seconds per slice, agreement with our ESPIRiT and, inside the head, with the true maps
+(median and 1st percentile over pixels of |<c1,c2>|), and PSNR of CG-SENSE with the maps.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from operators.coils import COIL_MAPS, get_coil_maps  # noqa: E402
+from operators.measurement import Measurement  # noqa: E402
+from operators.transform import TRANSFORMS  # noqa: E402
+from solvers.cg_sense import get_cg_sense_solver  # noqa: E402
+from tests.brain_scans import brain_scans  # noqa: E402
+from tests.conformance.test_bart import psnr  # noqa: E402
+from tests.conformance.test_coil_maps import bart_maps, correlations  # noqa: E402
+
+REPEATS = 3
+
+
+def ours(name: str) -> Callable[[Measurement], np.ndarray]:
+    return lambda scans: np.asarray(get_coil_maps(name)(scans.y, scans.mask))
+
+
+def bart(scans: Measurement) -> np.ndarray:
+    """`ecalib -m1`, with the kernel that we choose too."""
+    columns = 6 if scans.y.shape[-1] == 128 else 3
+    with tempfile.TemporaryDirectory() as folder:
+        return bart_maps(Path(folder), scans.y, "-k", f"6:{columns}:1")
+
+
+def sigpy(scans: Measurement) -> np.ndarray:
+    """`EspiritCalib` on the square of the ACS lines, with BART's thresholds."""
+    block, kernel = (12, 6) if scans.y.shape[-1] == 128 else (6, 3)
+    settings = {"calib_width": block, "kernel_width": kernel, "thresh": 0.001**0.5, "crop": 0.8, "show_pbar": False}
+    calib = importlib.import_module("sigpy.mri").app.EspiritCalib
+    return np.stack([calib(y, **settings).run() for y in scans.y])
+
+
+def estimators() -> dict[str, Callable[[Measurement], np.ndarray]]:
+    """By name, our ESPIRiT first; says what is missing."""
+    found = {"espirit": ours("espirit")} | {name: ours(name) for name in COIL_MAPS.names()}
+    if shutil.which("bart"):
+        found["BART"] = bart
+    else:
+        print("the program `bart` is not installed")
+    if importlib.util.find_spec("sigpy"):
+        found["sigpy"] = sigpy
+    else:
+        print("the package `sigpy` is not installed")
+    return found
+
+
+def agreement(maps: np.ndarray, others: np.ndarray) -> str:
+    found = correlations(maps, others)
+    return f"{np.median(found):.5f} {np.percentile(found, 1):.4f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=128, choices=(64, 128), help="4 coils at 64, 8 coils at 128")
+    parser.add_argument("--slices", type=int, default=4)
+    flags = parser.parse_args()
+    scans, images = brain_scans(flags.size, flags.slices)
+    head = (np.abs(images) > 0.1 * np.abs(images).max((1, 2), keepdims=True))[:, None]
+    experiment = types.SimpleNamespace(transform=TRANSFORMS["multicoil_fourier"]())
+    solve = jax.jit(get_cg_sense_solver(None, experiment).solve)
+
+    def reconstruct(maps: np.ndarray) -> float:
+        images_found = np.asarray(solve(None, None, scans.replace(maps=maps), {"lam": 0.001}))[0]
+        return float(np.mean([psnr(i, f) for i, f in zip(images, images_found, strict=True)]))
+
+    print(
+        f"{flags.size} x {flags.size}, {scans.y.shape[1]} coils, {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
+    )
+    print(f"{'':10} {'s/slice':>8} {'first call':>11}   {'with ours':>14}   {'with truth':>14} {'CG-SENSE':>11}")
+    reference = None
+    for name, estimate in estimators().items():
+        seconds = []
+        for _ in range(1 + REPEATS):  # the first call compiles
+            begin = time.perf_counter()
+            maps = estimate(scans)
+            seconds.append(time.perf_counter() - begin)
+        reference = maps if reference is None else reference
+        per_slice = np.median(seconds[1:]) / flags.slices
+        print(
+            f"{name:10} {per_slice:8.3f} {seconds[0]:9.1f} s   {agreement(maps, reference):>14}   "
+            f"{agreement(maps * head, scans.maps):>14} {reconstruct(maps):8.2f} dB"
+        )
+    print(f"{'true maps':10} {'':8} {'':11}   {'':14}   {'':14} {reconstruct(scans.maps):8.2f} dB")
+
+
+if __name__ == "__main__":
+    main()
