@@ -24,7 +24,7 @@ from configs import published, tasks, variants
 
 def get_config(variant: str = "") -> ConfigDict:
     """Variants: '' as published, 'smoke' a few steps of a tiny network for tests, and the tasks of MRI."""
-    config = published.get_config(256)
+    config = published.base(256)
     config.data.update(dir="store/fastmri256", num_coils=16)
     config.masks.update(name="cartesian_random", acceleration=4.0, acs_lines=20)
     config.optim.learning_rate = 5e-5

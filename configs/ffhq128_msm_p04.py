@@ -21,7 +21,7 @@ from configs import published, tasks, variants
 
 def get_config(variant: str = "") -> ConfigDict:
     """Variants: '' as published, 'smoke' a few steps of a tiny network for tests, and the tasks of images."""
-    config = published.get_config(128)
+    config = published.base(128)
     config.data.update(dir="store/ffhq128", num_coils=0)
     config.transform.name = "identity"
     config.masks.update(name="random_boxes", grid=4, drop=6)

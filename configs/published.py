@@ -22,7 +22,7 @@ IMAGES, MRI = (  # variants: the solver is the published one already
 LEVELS = {128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}  # channel_mult by image size: 105.2 and 138.3 M parameters
 
 
-def get_config(image_size: int) -> ConfigDict:
+def base(image_size: int) -> ConfigDict:
     """The settings of all six for images of 128 or 256 pixels; a leaf adds data, masks, learning rate and solver."""
     config = default.get_config()
     config.data.image_size = image_size
