@@ -303,6 +303,7 @@ def eval_batches(config, split: str, batch_size: int, max_examples: int = 0) -> 
     chosen = np.arange(len(acquisitions))
     if 0 < max_examples < len(chosen):
         chosen = np.rint(np.linspace(0, len(chosen) - 1, max_examples)).astype(int)
+    simulated = _get_task_fn(config)
 
     def batches() -> Iterator[EvalExample]:
         for start in range(0, len(chosen), batch_size):
@@ -315,7 +316,6 @@ def eval_batches(config, split: str, batch_size: int, max_examples: int = 0) -> 
             ids = np.where(np.arange(batch_size) < len(indices), measurement.example_id, PADDING_ID).astype(np.int32)
             yield EvalExample(dataclasses.replace(measurement, example_id=ids), images, references.volumes(padded))
 
-    simulated = _get_task_fn(config)
     return batches()
 
 
