@@ -60,7 +60,7 @@ def test_summary_can_be_recomputed_from_the_stored_images(workdir):
 
 
 def test_generated_images_are_colour_pictures(workdir):
-    with np.load(workdir / "samples" / "generated_step_0000002.npz") as arrays:
+    with np.load(workdir / "samples" / "generated" / "images.npz") as arrays:
         images = arrays["images"]
     assert images.shape == (4, 32, 32, 3) and images.dtype == np.float32 and np.isfinite(images).all()
-    assert imread(workdir / "samples" / "generated_step_0000002.png").std() > 0
+    assert imread(workdir / "samples" / "generated" / "grid.png").std() > 0
