@@ -173,8 +173,8 @@ class Folder:
     def identity(self) -> dict[str, Any]:
         digest = hashlib.sha256()
         for split, name in self._chosen():
-            path = self.folder / name
-            digest.update(f"{split}\t{name}\t{path.stat().st_size if path.exists() else None}\n".encode())
+            size = (self.folder / name).lstat().st_size  # of a link itself: it may lead out of the folder
+            digest.update(f"{split}\t{name}\t{size}\n".encode())
         return {"pictures": f"{len(self.names)} files; names, sizes and splits {digest.hexdigest()[:16]}"}
 
     def _chosen(self) -> Iterator[tuple[str, str]]:
