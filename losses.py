@@ -224,7 +224,7 @@ def get_msm_sure_loss(config, schedule, transform, masks, denoise) -> LossFn:
         m = prepare(keys, measurement)
         t = jax.vmap(schedule.sample)(split_keys(keys, 2))
         noise, probe = (draw_noise(transform, split_keys(keys, n), m.y.shape) for n in (3, 5))
-        count = reference_count(config, transform, m.y.shape) if settings.sure_count == "reference" else None
+        count = published_count(config, transform, m.y.shape) if settings.sure_count == "published" else None
         bound = partial(denoise, params)
         fit, risk = msm_sure_loss(
             bound, schedule, transform, weight, m.y, m.mask, m.maps, m.noise_std, noise, probe, t,
@@ -236,7 +236,7 @@ def get_msm_sure_loss(config, schedule, transform, masks, denoise) -> LossFn:
     return loss
 
 
-def reference_count(config, transform: Transform, shape: tuple[int, ...]) -> float:
+def published_count(config, transform: Transform, shape: tuple[int, ...]) -> float:
     """m of the published code: an image's real scalars over R for MRI, over the dropped share (0.4) for images.
 
     It counts 2.5 times too many for images and forgets the coils; for reproducing published runs only.

@@ -1,8 +1,8 @@
 """Coil map estimators side by side: `python benchmarks/coil_maps.py [--size 64] [--slices 4]`, a minute or two.
 
-Prints a table with one row per estimator, ours and what is installed of BART (`ecalib`, the whole program with its files)
-and sigpy (`EspiritCalib`): seconds per slice, agreement with our ESPIRiT and, inside the head, with the true maps
-(median and 1st percentile over pixels of |<c1,c2>|), and PSNR of CG-SENSE with the maps.
+Prints a table with one row per estimator, ours and what is installed of BART (`ecalib`, the whole program with its
+files) and sigpy (`EspiritCalib`): seconds per slice, agreement with our ESPIRiT and, inside the head, with the true
+maps (median and 1st percentile over pixels of |<c1,c2>|), and PSNR of CG-SENSE with the maps.
 """
 
 import argparse
@@ -23,6 +23,8 @@ sys.path.insert(0, str(ROOT))
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
+from configs.default import get_config  # noqa: E402
+from operators.acquisition import Acquisition  # noqa: E402
 from operators.coils import COIL_MAPS, get_coil_maps  # noqa: E402
 from operators.measurement import Measurement  # noqa: E402
 from operators.transform import TRANSFORMS  # noqa: E402
@@ -79,8 +81,8 @@ def main() -> None:
     flags = parser.parse_args()
     scans, images = brain_scans(flags.size, flags.slices)
     head = (np.abs(images) > 0.1 * np.abs(images).max((1, 2), keepdims=True))[:, None]
-    experiment = types.SimpleNamespace(transform=TRANSFORMS["multicoil_fourier"]())
-    solve = jax.jit(get_cg_sense_solver(None, experiment).solve)
+    experiment = types.SimpleNamespace(operator=Acquisition(TRANSFORMS["multicoil_fourier"]()))
+    solve = jax.jit(get_cg_sense_solver(get_config(), experiment).solve)
 
     def reconstruct(maps: np.ndarray) -> float:
         images_found = np.asarray(solve(None, None, scans.replace(maps=maps), {"lam": 0.001}))[0]

@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
     loss.min_keep = 0.7  # each example keeps a uniform(min_keep, 1) share of its acquired lines; 1 keeps all
     loss.sure_weight = 0.05  # msm_sure: weight of the risk estimate beside the denoising term
     loss.sure_tau = 0.005  # msm_sure: step of the finite difference that measures the network's divergence
-    loss.sure_count = "observed"  # msm_sure: observed | reference (the published code's wrong count of scalars)
+    loss.sure_count = "observed"  # msm_sure: observed | published (their code's wrong count of scalars)
     loss.redraw = False  # ablation that sees clean data: a fresh mask and fresh noise at every step
     loss.redraw_noise_std = 0.0  # noise per real scalar that the ablation adds
 
@@ -123,6 +123,11 @@ def get_config() -> ConfigDict:
     task.sigma = 1.5  # gaussian_blur: in pixels
     task.length = 9.0  # motion_blur: in pixels
     task.angle = 45.0  # motion_blur: in degrees, 0 along a row, counter-clockwise
+
+    config.baselines = baselines = ConfigDict()  # weights of the classical solvers, tuned on validation images
+    baselines.ridge = 0.001  # cg_sense and tikhonov
+    baselines.wavelet = 0.001  # l1_wavelet
+    baselines.tv = 0.005
 
     config.eval = evaluation = ConfigDict()
     evaluation.split = "test"

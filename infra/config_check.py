@@ -72,7 +72,7 @@ SETTINGS: dict[str, Rule] = {
     "loss.min_keep": number(above=0, high=1),
     "loss.sure_weight": number(0),
     "loss.sure_tau": number(above=0),
-    "loss.sure_count": choice("observed", "reference"),
+    "loss.sure_count": choice("observed", "published"),
     "loss.redraw": flag(),
     "loss.redraw_noise_std": number(0),
     "optim.learning_rate": number(above=0),
@@ -104,6 +104,7 @@ SETTINGS: dict[str, Rule] = {
     "solver.cg_steps": integer(1),
     "solver.damping": number(0),
     "solver.gamma": number(0),
+    **{f"baselines.{name}": number(0) for name in ("ridge", "wavelet", "tv")},
     # evaluation
     "task.name": name(registered("operators.tasks", "TASKS")),
     "task.seed": integer(0, 2**32 - 1),

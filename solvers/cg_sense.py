@@ -20,7 +20,6 @@ ITERATIONS = 30
 @SOLVERS.register("cg_sense")
 def get_cg_sense_solver(config, experiment) -> Solver:
     """Returns the solver. Needs `experiment.operator`; hyper: lam, the ridge (the squared operator has norm <= 1)."""
-    del config
     operator = experiment.operator
 
     def solve(key, params, measurement: Measurement, hyper):
@@ -33,4 +32,4 @@ def get_cg_sense_solver(config, experiment) -> Solver:
             x = conjugate_gradient(lambda v: operator.normal(v, mask, maps) + ridge * v, rhs, ITERATIONS)
         return x[None]
 
-    return Solver(solve=solve, hyper={"lam": 0.001})
+    return Solver(solve=solve, hyper={"lam": config.baselines.ridge})

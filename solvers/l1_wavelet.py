@@ -48,7 +48,6 @@ def shrink_wavelets(x: jax.Array, level: float | jax.Array, shift: jax.Array) ->
 @SOLVERS.register("l1_wavelet")
 def get_l1_wavelet_solver(config, experiment) -> Solver:
     """Returns the solver. Needs `experiment.operator`; hyper: lam, the threshold, in units of the image."""
-    del config
     operator = experiment.operator
     shifts = np.random.default_rng(SHIFT_SEED).integers(0, 64, size=(ITERATIONS, 2)).astype(np.int32)
 
@@ -69,4 +68,4 @@ def get_l1_wavelet_solver(config, experiment) -> Solver:
         (x, _, _), _ = jax.lax.scan(step, (length * rhs, length * rhs, jnp.float32(1)), jnp.asarray(shifts))
         return x[None]
 
-    return Solver(solve=solve, hyper={"lam": 0.001})
+    return Solver(solve=solve, hyper={"lam": config.baselines.wavelet})

@@ -33,7 +33,6 @@ def gradient_adjoint(u: jax.Array) -> jax.Array:
 @SOLVERS.register("tv")
 def get_tv_solver(config, experiment) -> Solver:
     """Returns the solver. Needs `experiment.operator`; hyper: lam, the weight of the edges, in units of the image."""
-    del config
     operator = experiment.operator
 
     def solve(key, params, measurement: Measurement, hyper):
@@ -55,4 +54,4 @@ def get_tv_solver(config, experiment) -> Solver:
         x, _ = jax.lax.fori_loop(0, ITERATIONS, step, (rhs / energy, jnp.zeros_like(gradient(rhs))))
         return x[None]
 
-    return Solver(solve=solve, hyper={"lam": 0.005})
+    return Solver(solve=solve, hyper={"lam": config.baselines.tv})

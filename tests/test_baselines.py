@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import pywt
 
+from configs.default import get_config
 from infra.errors import UserError
 from operators import wavelet
 from operators.acquisition import Acquisition
@@ -26,7 +27,7 @@ MRI, IDENTITY = TRANSFORMS["multicoil_fourier"](), TRANSFORMS["identity"]()
 @functools.cache
 def jitted(name, transform):
     """Solver `name`, compiled once per shape for all tests."""
-    solver = SOLVERS[name](None, types.SimpleNamespace(operator=Acquisition(transform)))
+    solver = SOLVERS[name](get_config(), types.SimpleNamespace(operator=Acquisition(transform)))
     return jax.jit(solver.solve), dict(solver.hyper)
 
 

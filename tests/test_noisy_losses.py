@@ -130,10 +130,10 @@ def test_risk_is_least_at_the_true_denoiser():
 def test_the_published_count_is_wrong_by_the_factors_that_the_method_page_names():
     config = toy_config()
     shape = (BATCH, COILS, SIZE, SIZE)
-    mri = losses.reference_count(config, get_transform(config), shape)
+    mri = losses.published_count(config, get_transform(config), shape)
     assert mri == 2 * SIZE**2 / config.masks.acceleration
     config.transform.name, config.masks.name, config.masks.grid, config.masks.drop = "identity", "random_boxes", 4, 6
-    assert losses.reference_count(config, get_transform(config), (1, SIZE, SIZE, 3)) == 2.5 * 3 * SIZE**2
+    assert losses.published_count(config, get_transform(config), (1, SIZE, SIZE, 3)) == 2.5 * 3 * SIZE**2
     right, wrong = (terms(1.0, "edm", 1.0, count=c)[1] for c in (None, mri))
     assert not np.allclose(right, wrong)
 

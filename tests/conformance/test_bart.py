@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs.default import get_config
 from operators.acquisition import Acquisition
 from operators.fourier import fft2c
 from operators.transform import TRANSFORMS
@@ -60,7 +61,7 @@ def test_fft2c_equals_bart(tmp_path, shape):
 def test_baseline_is_as_good_as_bart(tmp_path, name, hyper, arguments):
     measurement, images = acquisition(size=64, count=2)
     transform = TRANSFORMS["multicoil_fourier"]()
-    solve = jax.jit(SOLVERS[name](None, types.SimpleNamespace(operator=Acquisition(transform))).solve)
+    solve = jax.jit(SOLVERS[name](get_config(), types.SimpleNamespace(operator=Acquisition(transform))).solve)
     ours = np.asarray(solve(None, None, measurement, hyper))[0]
     for index, image in enumerate(images):
         arrays = {

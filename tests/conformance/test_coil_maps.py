@@ -7,7 +7,10 @@ import jax
 import numpy as np
 import pytest
 
+from configs.default import get_config
+from operators.acquisition import Acquisition
 from operators.coils import get_coil_maps
+from operators.measurement import Measurement
 from operators.transform import TRANSFORMS
 from solvers import cg_sense  # noqa: F401  (it registers itself)
 from solvers.registry import SOLVERS
@@ -39,27 +42,47 @@ def bart_maps(folder, y: np.ndarray, *arguments: str) -> np.ndarray:
     return np.stack([np.moveaxis(bart(folder, "ecalib", "-m1", *arguments, "y", y=s), -1, 0) for s in slices])
 
 
-@needs_bart
-@pytest.mark.parametrize(("size", "kernel"), [(128, (6, 6)), (64, (6, 3))])
-def test_espirit_agrees_with_bart(tmp_path, size, kernel):
-    """At 64 the 6 ACS lines are too few for BART's 6 x 6 kernel; both get the kernel that we would choose."""
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # BART's threads wait for each other on a busy machine
+
+
+def isolated(size: int) -> Measurement:
+    """Scans without the lines next to the ACS, which BART would use only if they are on both sides."""
     scans, _ = brain_scans(size, 4)
-    ours = np.asarray(get_coil_maps("espirit", kernel=kernel)(scans.y, scans.mask))
-    check_agreement(ours, bart_maps(tmp_path, scans.y, "-k", f"{kernel[0]}:{kernel[1]}:1"))
+    beside = {128: (57, 70), 64: (28, 35)}[size]
+    mask = scans.mask.copy()
+    mask[..., beside] = False
+    return scans.replace(y=np.where(mask, scans.y, 0), mask=mask)
+
+
+@needs_bart
+def test_espirit_agrees_with_bart(tmp_path):
+    """Both with their defaults."""
+    scans, _ = brain_scans(128, 4)
+    ours = np.asarray(get_coil_maps("espirit")(scans.y, scans.mask))
+    check_agreement(ours, bart_maps(tmp_path, scans.y))
+
+
+@needs_bart
+def test_espirit_of_few_lines_agrees_with_bart(tmp_path):
+    """Where 6 ACS lines are too few for BART's default kernel, and BART is told the one that we choose."""
+    scans = isolated(64)
+    ours = np.asarray(get_coil_maps("espirit")(scans.y, scans.mask))
+    check_agreement(ours, bart_maps(tmp_path, scans.y, "-k", "6:3:1"))
 
 
 @needs_bart
 def test_phase_of_the_maps_is_that_of_bart_up_to_a_constant(tmp_path):
-    """Where BART finds the same ACS, that is where no line beside the ACS happens to be acquired."""
-    scans, _ = brain_scans(128, 4)
-    alone = ~scans.mask[:, 0, 0, [57, 70]].any(1)
-    assert alone.any()
-    ours = np.asarray(get_coil_maps("espirit")(scans.y[alone], scans.mask[alone]))
-    for mine, theirs in zip(ours, bart_maps(tmp_path, scans.y[alone]), strict=True):
+    """From the same calibration data, all rows of the ACS."""
+    scans = isolated(128)
+    ours = np.asarray(get_coil_maps("espirit", calibration=128)(scans.y, scans.mask))
+    for mine, theirs in zip(ours, bart_maps(tmp_path, scans.y, "-r", "128:128:1"), strict=True):
         product = np.sum(np.conj(mine) * theirs, axis=0)
-        product = product[np.abs(product) > 0.99]
+        product = product[np.abs(product) > 0.9999]  # elsewhere an eigenvalue is nearly double
         turned = product * np.exp(-1j * np.angle(product.mean()))
-        assert np.percentile(np.abs(np.angle(turned)), 99) < 1e-3
+        assert product.size > 0.9 * np.sum(np.abs(theirs).sum(0) > 0)
+        assert np.percentile(np.abs(np.angle(turned)), 99) < 1e-2
 
 
 @pytest.mark.parametrize(("size", "kernel", "block"), [(128, 6, 12), (64, 3, 6)])
@@ -73,10 +96,10 @@ def test_espirit_agrees_with_sigpy(size, kernel, block):
     check_agreement(np.asarray(ours), theirs)
 
 
-@pytest.mark.parametrize(("size", "percentile"), [(128, 0.999), (64, 0.98)])
-def test_true_maps_are_recovered_and_reconstruct_as_well(size, percentile):
+@pytest.mark.parametrize(("size", "count", "percentile"), [(128, 2, 0.999), (64, 4, 0.98)])
+def test_true_maps_are_recovered_and_reconstruct_as_well(size, count, percentile):
     """Correlation inside the head, and CG-SENSE with estimated maps within 1 dB of CG-SENSE with the true ones."""
-    scans, images = brain_scans(size, 4)
+    scans, images = brain_scans(size, count)
     maps = np.asarray(get_coil_maps("espirit")(scans.y, scans.mask))
     head = np.abs(images) > 0.1 * np.abs(images).max((1, 2), keepdims=True)
     found = correlations(maps * head[:, None], scans.maps)
@@ -84,7 +107,7 @@ def test_true_maps_are_recovered_and_reconstruct_as_well(size, percentile):
     assert np.median(found) >= 0.999
     assert np.percentile(found, 1) >= percentile
     transform = TRANSFORMS["multicoil_fourier"]()
-    solve = jax.jit(SOLVERS["cg_sense"](None, types.SimpleNamespace(transform=transform)).solve)
+    solve = jax.jit(SOLVERS["cg_sense"](get_config(), types.SimpleNamespace(operator=Acquisition(transform))).solve)
     results = [np.asarray(solve(None, None, s, {"lam": 0.001}))[0] for s in (scans, scans.replace(maps=maps))]
     true, estimated = (np.mean([psnr(i, r) for i, r in zip(images, result, strict=True)]) for result in results)
     quality = f"median {np.median(found):.5f}, 1st percentile {np.percentile(found, 1):.4f}"
