@@ -15,10 +15,8 @@ from operators.transform import Identity
 from sampling import SamplerSettings
 from tests.oracle.theory import (
     aggregates,
-    box_masks,
     boxes_toy,
     coils_toy,
-    comb_masks,
     covariance_of,
     covariances,
     distance,
@@ -57,11 +55,8 @@ def test_sampled_covariance_is_the_recursion(toy, w, schedule, step, weight, eta
         assert distance(shares.mean(0), expected) < 0.02
 
 
-@pytest.mark.parametrize(
-    ("toy", "listed"),
-    [(boxes_toy, box_masks(4, 2, 2)), (lines_toy, comb_masks(8, 1, 4)), (coils_toy, comb_masks(6, 2, 3))],
-)
-def test_listed_masks_are_what_the_distribution_draws(toy, listed):
+@pytest.mark.parametrize("toy", [boxes_toy, lines_toy, coils_toy])
+def test_listed_masks_are_what_the_distribution_draws(toy):
     toy = toy()
     masks, probabilities = toy.kinds
     drawn = np.asarray(jax.vmap(toy.distribution.sample)(jax.random.split(jax.random.key(0), 4096)))
@@ -94,7 +89,7 @@ class SameNoise(Identity):
 @pytest.mark.parametrize("weight", ["count", "population"])
 def test_aggregate_of_one_level_over_the_draws_of_masks(weight):
     """E over masks of zhat, given u: the mean field for 'population', the listed average for 'count'."""
-    toy, schedule, number, w = lines_toy(), toy_schedule("edm", sigma_max=0.5), 16384, 3
+    toy, schedule, number, w = lines_toy(), toy_schedule("edm", sigma_max=0.5), 8192, 3
     settings = SamplerSettings(num_levels=1, w=w, weight=weight)
     zhat = np.asarray(draw(toy, schedule, settings, number, transform=SameNoise())(1.0), np.float64)
     u = 0.5 * np.asarray(SameNoise().noise(None, toy.shape), np.float64).ravel()
@@ -110,19 +105,19 @@ def bias(toy, num_levels, step="ddim", eta=1.0):
     return distance(drawn, toy.covariance)
 
 
-@pytest.mark.parametrize(("toy", "remains"), [(boxes_toy, 0.450), (lines_toy, 0.539), (coils_toy, 0.335)])
+@pytest.mark.parametrize(("toy", "remains"), [(boxes_toy, 0.453), (lines_toy, 0.540), (coils_toy, 0.340)])
 def test_mean_field_is_biased_however_many_levels(toy, remains):
     """Entries that no mask holds together lose their correlation: a third to a half of the covariance is wrong."""
-    values = [bias(toy(), levels) for levels in (160, 640, 2560)]
-    assert values[0] > values[1] > values[2] == pytest.approx(remains, abs=0.002)
-    assert values[1] - values[2] < 0.01  # more levels would not help
+    values = [bias(toy(), levels) for levels in (80, 320, 1280)]
+    assert values[0] > values[1] > values[2] == pytest.approx(remains, abs=0.001)
+    assert values[1] - values[2] < 0.02  # more levels would not help
 
 
 @pytest.mark.parametrize("toy", [whole(boxes_toy()), white(boxes_toy()), whole(coils_toy()), white(lines_toy())])
 def test_mean_field_is_exact_for_white_data_or_whole_measurements(toy):
     """The error is that of the step size alone: it falls in proportion to the number of levels."""
-    values = [bias(toy, levels) for levels in (160, 640, 2560)]
-    assert values[2] < 0.004
+    values = [bias(toy, levels) for levels in (80, 320, 1280)]
+    assert values[2] < 0.008
     assert values[0] / values[1] == pytest.approx(4, rel=0.15) and values[1] / values[2] == pytest.approx(4, rel=0.15)
 
 
@@ -134,14 +129,13 @@ def test_renoise_steps_draw_too_small_a_covariance_even_from_exact_scores(eta):
     Sigma^-1 C = eta^2 sigma^2 I at rest.
     """
     toy = whole(boxes_toy())
-    _, drawn = covariances(toy, level_sigmas(toy_schedule("edm"), 2560), 1, "renoise", eta)
+    _, drawn = covariances(toy, level_sigmas(toy_schedule("edm"), 1280), 1, "renoise", eta)
     assert distance(drawn, (1 + math.sqrt(1 - eta**2)) / 2 * toy.covariance) < 0.02
 
 
-@pytest.mark.parametrize("schedule", ["edm", "ddpm"])
-def test_whole_measurement_is_ancestral_sampling_of_the_data(schedule):
+def test_whole_measurement_is_ancestral_sampling_of_the_data():
     """S = I, w = 1: each eigenvector of Sigma is sampled on its own, by the textbook scalar recursion."""
-    toy, schedule, number = whole(lines_toy()), toy_schedule(schedule), 65536
+    toy, schedule, number = whole(lines_toy()), toy_schedule("edm"), 32768
     values, vectors = np.linalg.eigh(toy.covariance)
     sigmas = level_sigmas(schedule, LEVELS)
     v = np.full(8, sigmas[0] ** 2)

@@ -35,7 +35,7 @@ def test_independent_masks_cover_what_their_probability_says(masks):
 
 
 def test_complementary_columns_cover_all_that_their_number_allows():
-    """No line is drawn twice before all are: coverage is E min(lines, Binomial(w lines, 1/R)) / lines outside the ACS."""
+    """No line is drawn twice before all are: E min(lines, Binomial(w lines, 1/R)) are covered outside the ACS."""
     mean, error = coverage(COLUMNS, "complement")
     for w in range(1, MOST + 1):
         drawn = np.arange(w * 58 + 1)

@@ -1,12 +1,12 @@
 """Theorem 1 of Park et al. 2025 on two pixels, where every density is known: KL(q_full || q_w) <= v^2 C / w.
 
 q_full is what ancestral sampling ('ddim', eta = 1) with the mean of all partial scores has drawn when it reaches the
-last noise level; q_w what it has drawn with w random masks per level, weighted by 1/P(j in S) as in the paper. q_full is
-Gaussian. q_w is a mixture of Gaussians, one for every sequence of masks, and two pixels with three masks leave few
-enough of them: its density is evaluated in full and the KL integrated by quadrature. The step to sigma = 0 adds no noise
-and is left out, as the divergence of two deterministic maps is infinite.
+last noise level; q_w what it has drawn with w random masks per level, weighted by 1/P(j in S) as in the paper. q_full
+is Gaussian. q_w is a mixture of Gaussians, one for every sequence of masks, and two pixels with three masks leave few
+enough of them: its density is evaluated in full and the KL integrated by quadrature. The step to sigma = 0 adds no
+noise and is left out, as the divergence of two deterministic maps is infinite.
 
-The constants. Step k moves u by a_k sigma_k^2 score + f_k noise, with a_k = 1 - sigma'^2/sigma^2 and f_k^2 = sigma'^2 a_k.
+The constants. Step k moves u by a_k sigma_k^2 score + f_k noise, with a_k = 1 - sigma'^2/sigma^2, f_k^2 = sigma'^2 a_k.
 Given u the two samplers differ in the mean alone, so the chain rule and the convexity of the KL in the masks give
 
     KL <= sum_k (a_k sigma_k^2)^2 / (2 f_k^2) E_{u ~ q_full} E_masks |score_w - score_full|^2 <= v^2 C / w,
@@ -17,6 +17,7 @@ Given u the two samplers differ in the mean alone, so the chain rule and the con
 since w independent masks have 1/w of the variance of one.
 """
 
+import itertools
 import math
 
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ SIGMAS = level_sigmas(SCHEDULE, LEVELS)
 def mixture(w):
     """q_w: probabilities (K,) and covariances (K,2,2) of its Gaussians; w = 0 is q_full."""
     probabilities, components = np.ones(1), SIGMAS[0] ** 2 * np.eye(2)[None]
-    for now, after in zip(SIGMAS, SIGMAS[1:], strict=False):
+    for now, after in itertools.pairwise(SIGMAS):
         p, a, _ = aggregates(TOY, now, w, "population")
         fresh = fresh_noise("ddim", 1.0, now, after)
         old = math.sqrt(after**2 - fresh**2) / now
@@ -87,7 +88,7 @@ def variances_and_costs():
     """Per step: the variance of one mask's score under q_full, and the factor that the KL bound multiplies it by."""
     levels, _ = covariances(TOY, SIGMAS, 0, "ddim", 1.0)
     variances, costs = [], []
-    for now, after, covariance in zip(SIGMAS, SIGMAS[1:], levels, strict=False):
+    for (now, after), covariance in zip(itertools.pairwise(SIGMAS), levels, strict=False):
         p, one_mask, _ = aggregates(TOY, now, 1, "population")
         deviation = one_mask - TOY.mean_field(now)
         squares = np.trace(deviation @ covariance @ deviation.swapaxes(1, 2), axis1=1, axis2=2)
@@ -118,7 +119,7 @@ def test_quadrature_has_converged():
 
 @pytest.mark.parametrize("w", [1, 4])
 def test_sampler_draws_from_the_mixture(w):
-    """u at the last level, as the project's sampler hands it to the denoiser, has the covariance and likelihood of q_w."""
+    """u at the last level, as the sampler hands it to the denoiser, has the covariance and the likelihood of q_w."""
     number = 32768
     denoise, calls = recording(get_exact_denoiser(TOY, SCHEDULE, LEVELS), SCHEDULE)
     settings = SamplerSettings(num_levels=LEVELS, w=w, weight="population")

@@ -1,13 +1,14 @@
 """The MSM posterior solver on Gaussian data with S = I, against its own linear recursion and the exact posterior.
 
-With an exact denoiser D and whole masks a level of the solver is affine in u, so that mean and covariance of its samples
-follow exactly. What they say (16 correlated pixels, half of them measured, noise_std 0.1, gamma = damping = 1; errors of
-the mean are root mean squares over y, relative to E[x|y]):
+With an exact denoiser D and whole masks a level of the solver is affine in u, so that mean and covariance of its
+samples follow exactly. What they say (16 correlated pixels, half of them measured, noise_std 0.1, gamma = damping = 1;
+errors of the mean are root mean squares over y, relative to E[x|y]):
 
 - 'renoise' steps (the solver's default): the mean tends to E[x|y] as levels grow, for noiseless and noisy data, but
   slowly, with the inverse of their number: 18 % off after 30 levels, 3 % after 400. The covariance tends to
   (1 + sqrt(1 - eta^2)) / 2 of the posterior's: half of it at eta = 1.
-- 'ddim' steps: the mean stays 27 % off however many levels there are, and the covariance has 1.36 times the trace.
+- 'ddim' steps: the mean stays 27 % off however many levels there are, and the covariance is too wide: 1.36 times the
+  posterior's trace.
 """
 
 import math
@@ -41,7 +42,7 @@ DOCUMENTED = {  # levels, step, eta -> error of the mean, trace of the covarianc
     (30, "renoise", 0.85): (0.243, 0.890),
     (400, "renoise", 1.0): (0.030, 0.504),
     (30, "ddim", 1.0): (0.296, 1.101),
-    (1600, "ddim", 1.0): (0.270, 1.358),
+    (400, "ddim", 1.0): (0.272, 1.341),
 }
 HYPER = {"gamma": 1.0, "damping": 1.0, "eta": 1.0}
 
@@ -206,16 +207,16 @@ def compare_with_posterior(noise_std, num_levels, step="renoise", eta=1.0, dampi
 @pytest.mark.parametrize("eta", [0.85, 1.0])
 def test_renoise_mean_tends_to_the_posterior_mean_but_its_spread_does_not(noise_std, eta):
     """A level's fixed point m has Sigma^-1 m = H^T (y - H m) / rho^2 as sigma -> 0, as the posterior mean has."""
-    errors, ratios = zip(*(compare_with_posterior(noise_std, n, eta=eta) for n in (400, 1600, 6400)), strict=True)
-    assert errors[2] < 0.01
-    assert errors[0] / errors[1] > 2.5 and errors[1] / errors[2] > 3  # like 1 / levels
+    errors, ratios = zip(*(compare_with_posterior(noise_std, n, eta=eta) for n in (100, 400, 1600)), strict=True)
+    assert errors[2] < 0.02
+    assert errors[0] / errors[1] > 2.3 and errors[1] / errors[2] > 2.8  # like 1 / levels
     assert ratios[2] == pytest.approx((1 + math.sqrt(1 - eta**2)) / 2, rel=0.01)
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_ddim_steps_stay_away_from_the_posterior(eta):
-    (before, _), (after, ratio) = (compare_with_posterior(0.1, n, "ddim", eta) for n in (400, 1600))
-    assert after > 0.1 and before == pytest.approx(after, rel=0.02)
+    (before, _), (after, ratio) = (compare_with_posterior(0.1, n, "ddim", eta) for n in (100, 400))
+    assert after > 0.1 and before == pytest.approx(after, rel=0.025)
     assert ratio > 1.3
 
 

@@ -109,7 +109,7 @@ class Toy:
 
 
 def stationary(size: int, correlation: float, variance: float = 0.5, phase: float = 0.0) -> np.ndarray:
-    """(size,size): variance correlation^|i-j| e^(i phase (i-j)), a first-order autoregressive line; real without phase."""
+    """(size,size): variance correlation^|i-j| e^(i phase (i-j)), an autoregressive line; real without phase."""
     lag = np.subtract.outer(np.arange(size), np.arange(size))
     covariance = variance * correlation ** np.abs(lag)
     return covariance * np.exp(1j * phase * lag) if phase else covariance
