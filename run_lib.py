@@ -153,10 +153,20 @@ def _train_loop(experiment: Experiment, run, data, metrics, saved) -> None:
 
 
 def _check_noise(config: ConfigDict) -> None:
-    """Raises UserError where the loss needs noisy data and the store's have none."""
-    noise_std = datasets.dataset_info(config)["settings"]["noise_std"]
-    if config.loss.name == "msm_sure" and not config.loss.redraw and not noise_std > 0:
-        raise UserError(f"{config.data.dir} has noise_std {noise_std}: loss.name 'msm_sure' needs noise; take 'msm'")
+    """Raises UserError where the loss speaks of the data's noise and the schedule has no such level."""
+    if config.loss.name != "msm_sure":
+        return
+    schedule = get_schedule(config)
+    low, high = (float(schedule.sigma(jnp.asarray(schedule.grid(2))[i])) for i in (1, 0))
+    stored = datasets.dataset_info(config)["settings"]["noise_std"]
+    noise_std, source = (
+        (config.loss.redraw_noise_std, "loss.redraw_noise_std") if config.loss.redraw else (stored, config.data.dir)
+    )
+    if not 0.999 * low <= noise_std <= high:  # levels are float32
+        raise UserError(
+            f"{source} has noise_std {noise_std}: loss.name 'msm_sure' needs noise from the schedule's {low:.3g} to "
+            f"{high:.3g}; take loss.name 'msm' for less, or change the schedule"
+        )
 
 
 def _check_finite(values: dict[str, float], step: int) -> None:
@@ -238,7 +248,7 @@ def _stamp(config: ConfigDict, solvers: dict[str, Solver], params, info: dict[st
         sections["eval"].pop(name)  # the parameters themselves count, not where they lie; measured is afterwards
     told = {name: (dict(solver.hyper), solver.nfe, solver.num_samples) for name, solver in solvers.items()}
     data = {name: value for name, value in info.items() if name not in ("notes", "licences", "versions")}
-    return repr((config.seed, sections, told, rounds.checksum(params), data))
+    return repr((config.seed, sections, told, rounds.checksum(params), rounds.code_checksum(), data))
 
 
 def _solve_round(

@@ -43,12 +43,14 @@ def base(image_size: int) -> ConfigDict:
 def oracle(config: ConfigDict) -> ConfigDict:
     """Ordinary diffusion on clean data: all 1000 levels in training, whole measurements in the calls of the samplers.
 
-    It reconstructs by replacing what was measured, H^+ H zhat by H^+ y (DDNM, Wang et al. 2023, arXiv 2212.00490).
+    It reconstructs images by replacing what was measured, H^+ H zhat by H^+ y (DDNM, Wang et al. 2023, arXiv
+    2212.00490). With coils H^+ amplifies noise of 0.01 to the size of the image, so there the step is damped by the
+    noise, `least_squares`, as DDNM+ of the same paper does.
     """
     config.data.acquisition = "full"
     config.loss.name = "dsm"
     config.schedule.train_stride = 1
     for section in (config.sampling, config.solver):
         section.update(w=1, mask_keep=1.0, reinject=False)
-    config.solver.update(consistency="pseudo_inverse", gamma=1.0)
+    config.solver.update(consistency="least_squares" if config.data.num_coils else "pseudo_inverse", gamma=1.0)
     return config

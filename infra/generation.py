@@ -107,7 +107,16 @@ def _told(experiment, params, acquisition_count: int) -> tuple:
     sections = {name: config[name].to_dict() for name in ("denoiser", "schedule", "transform", "model", "masks")}
     sampler = {name: config.sampling[name] for name in SAMPLER}
     info = {k: v for k, v in datasets.dataset_info(config).items() if k not in ("notes", "licences", "versions")}
-    return (config.seed, sampler, sections, rounds.checksum(params), config.data.acquisition, acquisition_count, info)
+    return (
+        config.seed,
+        sampler,
+        sections,
+        rounds.checksum(params),
+        rounds.code_checksum(),
+        config.data.acquisition,
+        acquisition_count,
+        info,
+    )
 
 
 def draw(experiment, params, acquisitions, folder: Path) -> list[Round]:

@@ -1,5 +1,6 @@
 """Finished rounds of a long run on disk: each knows what it was computed from, so that only equal work is reused."""
 
+import functools
 import logging
 import zipfile
 import zlib
@@ -12,6 +13,8 @@ import numpy as np
 
 from infra.atomic import atomic_file, atomic_write_npz
 
+SCIENCE = ("losses.py", "sampling.py", "sde_lib.py", "datasets.py", "models", "operators", "solvers")
+
 
 def checksum(params: Any) -> int:
     """CRC-32 over all parameters: equal networks, equal number, whatever folder they came from."""
@@ -19,6 +22,16 @@ def checksum(params: Any) -> int:
     for leaf in jax.tree.leaves(params):
         local = leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf  # parameters are replicated
         total = zlib.crc32(np.ascontiguousarray(local).tobytes(), total)
+    return total
+
+
+@functools.cache
+def code_checksum() -> int:
+    """CRC-32 of every Python file that decides what a round holds: a corrected solver does not keep old results."""
+    root, total = Path(__file__).resolve().parent.parent, 0
+    for name in SCIENCE:
+        for path in [root / name] if name.endswith(".py") else sorted((root / name).glob("*.py")):
+            total = zlib.crc32(path.read_bytes(), total)
     return total
 
 

@@ -1,10 +1,12 @@
 """tools/compare_runs.py: the table of several evaluations, and what it says of folders that do not fit."""
 
+import json
+
 import pytest
 
 from infra.report import write_metrics_csv
 from tests.checks import message_of
-from tools.compare_runs import compare
+from tools.compare_runs import compare, differing_facts
 
 
 def written(folder, values, solver="msm", first_id=0):
@@ -37,3 +39,13 @@ def test_other_slices_and_missing_files_are_refused(tmp_path):
     one, other = written(tmp_path / "a", [20.0, 21.0]), written(tmp_path / "b", [20.0, 21.0], first_id=7)
     assert "not evaluated on the same slices" in message_of(compare, [one, other], "msm", ["psnr"])
     assert "run main.py --mode eval first" in message_of(compare, [tmp_path / "none"], "msm", ["psnr"])
+
+
+def test_unlike_evaluations_are_told(tmp_path):
+    folders = [written(tmp_path / name, [20.0, 21.0]) for name in "ab"]
+    for folder, noise in zip(folders, (0.005, 0.1), strict=True):
+        run = {"command": str(folder), "task": "acquired", "noise std": noise, "hyper-parameters": {"msm": {"eta": 1}}}
+        summary = {"run": run, "solvers": {"msm": {"nfe": 30, "num_samples": 4}}}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    assert differing_facts(folders, "msm") == [f"noise std differs: 0.005 in {folders[0]}, 0.1 in {folders[1]}"]
+    assert differing_facts(folders[:1], "msm") == []

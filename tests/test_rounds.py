@@ -1,11 +1,15 @@
 """infra/rounds.py: a finished round is reused only for equal work, and a damaged one is computed again."""
 
 import logging
+import shutil
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
 from infra import rounds
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_a_round_is_read_back_under_its_stamp_alone(tmp_path):
@@ -41,3 +45,24 @@ def test_checksum_tells_networks_apart_and_not_where_they_lie():
     params = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, np.float32)}
     assert rounds.checksum(params) == rounds.checksum({name: jnp.asarray(value) for name, value in params.items()})
     assert rounds.checksum(params) != rounds.checksum({**params, "b": np.array([1, 2], np.float32)})
+
+
+def test_a_change_of_the_science_makes_rounds_old(monkeypatch, tmp_path):
+    """Every file that decides a result counts, and nothing else does."""
+    before = rounds.code_checksum()
+    assert rounds.code_checksum() == before
+    for name in ("solvers/msm.py", "operators/masks.py", "sampling.py"):
+        copied = tmp_path / name.replace("/", "_")
+        for part in rounds.SCIENCE:
+            source = ROOT / part
+            target = copied / part
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target) if source.is_file() else shutil.copytree(source, target)
+        monkeypatch.setattr(rounds, "__file__", str(copied / "infra" / "rounds.py"))
+        rounds.code_checksum.cache_clear()
+        assert rounds.code_checksum() == before
+        with (copied / name).open("a") as file:
+            file.write("# changed")
+        rounds.code_checksum.cache_clear()
+        assert rounds.code_checksum() != before
+    rounds.code_checksum.cache_clear()

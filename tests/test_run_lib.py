@@ -176,5 +176,5 @@ def test_a_loss_for_noisy_data_refuses_a_store_without_noise(config, tmp_path, m
     quiet = {**info, "settings": {**info["settings"], "noise_std": 0.0}}
     monkeypatch.setattr(run_lib.datasets, "dataset_info", lambda *_: quiet)
     message = message_of(run_lib.train, config, str(tmp_path / "run"))
-    assert "has noise_std 0.0: loss.name 'msm_sure' needs noise" in message
+    assert "has noise_std 0.0: loss.name 'msm_sure' needs noise from the schedule's 0.005 to 20" in message
     assert not (tmp_path / "run").exists()

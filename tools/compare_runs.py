@@ -8,6 +8,7 @@ first folder on the same slices, with its standard error: it tells small differe
 """
 
 import csv
+import json
 import math
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from infra import command_line
 from infra.errors import UserError
 
 FLAGS = flags.FLAGS
+OF_A_RUN = ("title", "notes", "command", "checkpoint", "training step", "split")  # differ between any two runs
 DIGITS = {"psnr": 2, "psnr_paper": 2, "nmse": 4, "seconds": 2}  # 3 for all others
 
 
@@ -46,6 +48,31 @@ def read_rows(folder: Path, solver: str) -> list[dict[str, Any]]:
             numbers = {k: float(v) for k, v in row.items() if k not in ("solver", "example_id", "volume") and v != ""}
             rows.append({"example_id": int(row["example_id"]), "solver": str(folder)} | numbers)
     return rows
+
+
+def differing_facts(folders: list[Path], solver: str) -> list[str]:
+    """Returns what summary.json of the folders says differently about the measurements and the solver, a line each.
+
+    Gains between other tasks, noise levels or numbers of samples compare more than the networks. Folders without a
+    summary are passed over.
+    """
+    facts: dict[str, dict[str, str]] = {}
+    for folder in folders:
+        try:
+            summary = json.loads((folder / "summary.json").read_text())
+        except (OSError, json.JSONDecodeError):
+            continue
+        known = {name: value for name, value in summary["run"].items() if name not in OF_A_RUN}
+        known["hyper-parameters"] = known.get("hyper-parameters", {}).get(solver)
+        known["network calls"] = summary["solvers"][solver]["nfe"]
+        known["samples"] = summary["solvers"][solver]["num_samples"]
+        for name, value in known.items():
+            facts.setdefault(name, {})[str(folder)] = json.dumps(value)
+    return [
+        f"{name} differs: " + ", ".join(f"{value} in {folder}" for folder, value in told.items())
+        for name, told in facts.items()
+        if len(set(told.values())) > 1
+    ]
 
 
 def _cell(entry: dict[str, Any], digits: int, sign: str = "") -> str:
@@ -82,7 +109,10 @@ def main(argv: list[str]) -> None:
     try:
         if len(argv) < 2:
             raise UserError("name at least one evaluation folder, e.g. workdir/brain64/eval")
-        print(compare([Path(name) for name in argv[1:]], FLAGS.solver, list(FLAGS.metrics)))
+        folders = [Path(name) for name in argv[1:]]
+        print(compare(folders, FLAGS.solver, list(FLAGS.metrics)))
+        for line in differing_facts(folders, FLAGS.solver):
+            print(f"note: {line}")
     except UserError as error:
         command_line.fail(error)
 
