@@ -91,7 +91,9 @@ def train(config: ConfigDict, folder: str) -> None:
     data = datasets.get_train_iterator(config)  # opens acquisitions only; before anything is written
     _check_noise(config)
     experiment = build(config)
-    with workdir.open_workdir(folder, config, "train") as run:
+    info = datasets.dataset_info(config)
+    order = {"seed": config.seed, "store": {**info["settings"], "examples": info["counts"]["train"]}}
+    with workdir.open_workdir(folder, config, "train", order) as run:
         writers.setup_logging(run.root, "train")
         with (
             preemption.watch() as notice,

@@ -228,7 +228,11 @@ def load_ema_params(folder: str | os.PathLike, template_params: Any, step: int |
             return checkpointer.restore(folder / "state", args=args)["ema_params"], step
     except _Damaged as damage:
         others = [s for s in steps if s != step]
-        mend = f"use another step (there are: {', '.join(map(str, others))})" if others else "restore it from a backup"
+        mend = (
+            f"move it away to use another step (there are: {', '.join(map(str, others))})"
+            if others
+            else "restore it from a backup"
+        )
         raise UserError(f"checkpoint {folder} is damaged ({damage}): {mend}") from damage
 
 
