@@ -2,6 +2,8 @@
 
 import os
 import signal
+import socket
+import subprocess
 import threading
 
 import numpy as np
@@ -12,7 +14,7 @@ from infra import preemption
 from infra.checkpoints import export_params
 from infra.errors import Stopped
 from models.init import init_params
-from tests.checkpoint_runs import steps
+from tests.checkpoint_runs import script, steps
 from tests.checks import hashes
 from tests.small_runs import assert_same_run, quick_compilation, small_config
 
@@ -73,6 +75,41 @@ def test_outside_the_main_thread_signals_are_left_alone(handlers):
     thread.start()
     thread.join()
     assert found == [(False, before)]
+
+
+POD = """
+import sys, time
+import jax
+port, index = sys.argv[1], int(sys.argv[2])
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
+from infra import preemption
+from infra.errors import Stopped
+with preemption.watch() as notice:
+    print("ready", flush=True)
+    for step in range(1, 100_000):
+        time.sleep(0.005 * (1 + index))  # one process is ahead of the other
+        if notice.reached(step):
+            break
+    try:
+        notice.stop("it")
+    except Stopped as stopped:
+        print(step, stopped.status)
+"""
+
+
+def test_two_processes_stop_after_the_same_step_though_one_alone_is_told():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pod = [script(POD, port, i, stdout=subprocess.PIPE) for i in range(2)]
+    try:
+        assert [process.stdout.readline() for process in pod] == ["ready\n"] * 2
+        pod[1].send_signal(signal.SIGTERM)
+        told = [process.communicate(timeout=300)[0] for process in pod]
+    finally:
+        for process in pod:
+            process.kill()
+    assert told[0] == told[1] and told[0].endswith(" 143\n")
 
 
 def test_training_saves_the_step_it_is_in_and_goes_on_bit_for_bit(config, tmp_path, monkeypatch, caplog):
