@@ -127,15 +127,19 @@ class _Records(Sequence):
 
     Attributes:
       ids: (N,) int32, ascending.
+
+    Reading raises UserError for a record that cannot be read or has numbers that are not finite.
     """
 
     def __init__(self, store: Path, part: dict[str, Any], split: str):
         if split not in part["ids"]:
             raise UserError(f"{store / part['path']} has no split {split!r}, only {', '.join(sorted(part['ids']))}")
+        self._store = store
         stored = np.asarray(part["ids"][split], np.int32)  # TFDS shuffles records by the hash of their key
         self._order = np.argsort(stored)
         self.ids = stored[self._order]
         builder: Any = tfds.builder_from_directory(str(store / part["path"]))
+        self._shards = builder.info.splits[split]
         self._source = builder.as_data_source(split=split)
         if len(self._source) != len(stored):
             found = f"{len(self._source)} {split} records instead of {len(stored)}"
@@ -145,7 +149,22 @@ class _Records(Sequence):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._source[int(self._order[index])]
+        place = int(self._order[index])
+        try:
+            record = self._source[place]
+        except (OSError, RuntimeError, ValueError) as error:  # of array_record: the file was cut or changed
+            raise self._damage(index, f"cannot be read ({str(error)[:100]})") from error
+        bad = [n for n, a in record.items() if np.asarray(a).dtype.kind in "fc" and not np.isfinite(a).all()]
+        if bad:
+            raise self._damage(index, f"has numbers that are not finite ({', '.join(sorted(bad))})")
+        return record
+
+    def _damage(self, index: int, what: str) -> UserError:
+        shard = np.searchsorted(np.cumsum(self._shards.shard_lengths), self._order[index], side="right")
+        return UserError(
+            f"{self._shards.filepaths[shard]}: example {self.ids[index]} {what}; delete {self._store} and make the "
+            "store again"
+        )
 
 
 def _dense_scan(record: dict[str, Any]) -> dict[str, Any]:

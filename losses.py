@@ -294,11 +294,18 @@ def init_state(params, optimizer: optax.GradientTransformation) -> TrainState:
     )
 
 
+def all_finite(tree) -> jax.Array:
+    """() bool: no number in the tree is NaN or infinite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
 def get_step_fn(config, loss_fn: LossFn, optimizer: optax.GradientTransformation, axis_name: str = "batch") -> Callable:
     """Returns step(state, measurement, key) -> (state, metrics), to be mapped over devices along `axis_name`.
 
     Each device sees its share of the global batch; gradients and loss are averaged over `axis_name`. `key` is the
-    run's: the step folds in its number. Metrics: loss, grad_norm (before clipping).
+    run's: the step folds in its number. Where loss, gradient norm or an updated parameter is not finite, the step is
+    skipped: it counts, and parameters, their average and the optimiser stay as they are, so they are always finite.
+    Metrics: loss, grad_norm (before clipping), skipped (0 or 1).
     """
     optim = config.optim
 
@@ -325,7 +332,11 @@ def get_step_fn(config, loss_fn: LossFn, optimizer: optax.GradientTransformation
         # The average forgets the initial weights quickly: early in a run its memory is a tenth of the run so far.
         rate = jnp.minimum(optim.ema_rate, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda old, new: rate * old + (1.0 - rate) * new, state.ema_params, params)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(step=state.step + 1, params=params, ema_params=ema, opt_state=opt_state), metrics
+        norm = optax.tree.norm(grads)
+        finite = all_finite((loss, norm, params))
+        old = (state.params, state.ema_params, state.opt_state)
+        new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), (params, ema, opt_state), old)
+        metrics = {"loss": loss, "grad_norm": norm, "skipped": 1 - finite.astype(jnp.int32)}
+        return TrainState(state.step + 1, *new), metrics
 
     return step

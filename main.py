@@ -7,7 +7,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from infra import command_line
-from infra.errors import UserError
+from infra.errors import Stopped, UserError
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file(
@@ -48,6 +48,8 @@ def main(argv: list[str]) -> None:
         if FLAGS.debug:
             raise
         command_line.fail(error)
+    except Stopped as stopped:
+        sys.exit(stopped.status)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ from ml_collections import ConfigDict
 
 import datasets
 import evaluation
-from infra import checkpoints, figures, generation, report, rounds, sharding, workdir, writers
+from infra import checkpoints, figures, generation, preemption, report, rounds, sharding, workdir, writers
 from infra.atomic import atomic_write_bytes
 from infra.errors import UserError
 from infra.progress import Progress
+from infra.tally import Tally
 from losses import get_loss_fn, get_optimizer, get_step_fn, init_state
 from metrics import get_metrics
 from models.denoiser import get_denoise_fn
@@ -83,20 +84,26 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> Experime
 
 
 def train(config: ConfigDict, folder: str) -> None:
-    """Trains, or resumes training, in `folder` until `training.num_steps`."""
+    """Trains, or resumes training, in `folder` until `training.num_steps`.
+
+    Raises Stopped after SIGTERM or SIGINT, within a step and with that step saved.
+    """
     data = datasets.get_train_iterator(config)  # opens acquisitions only; before anything is written
     _check_noise(config)
     experiment = build(config)
-    with workdir.open_workdir(folder, config, "train") as run:
+    info = datasets.dataset_info(config)
+    order = {"seed": config.seed, "store": {**info["settings"], "examples": info["counts"]["train"]}}
+    with workdir.open_workdir(folder, config, "train", order) as run:
         writers.setup_logging(run.root, "train")
         with (
+            preemption.watch() as notice,
             writers.MetricWriter(run.root) as metrics,
             checkpoints.Checkpoints(run.root, config.training.checkpoint_every, config.training.resume_every) as saved,
         ):
-            _train_loop(experiment, run, data, metrics, saved)
+            _train_loop(experiment, run, data, metrics, saved, notice)
 
 
-def _train_loop(experiment: Experiment, run, data, metrics, saved) -> None:
+def _train_loop(experiment: Experiment, run, data, metrics, saved, notice: preemption.Notice) -> None:
     config, mesh = experiment.config, experiment.mesh
     training = config.training
     optimizer = get_optimizer(config)
@@ -104,8 +111,7 @@ def _train_loop(experiment: Experiment, run, data, metrics, saved) -> None:
     params = init_params(experiment.model, config.seed, experiment.image_shape)
     state = sharding.replicate(init_state(params, optimizer), mesh)
     restored = saved.restore_latest(state, data)
-    if restored is not None:
-        state = restored[0]
+    state, meta = (state, {}) if restored is None else restored
     start = int(state.step)
     measured = datasets.dataset_info(config)["sigma_data"]
     if not 0.8 < config.denoiser.sigma_data / measured < 1.25:
@@ -127,29 +133,29 @@ def _train_loop(experiment: Experiment, run, data, metrics, saved) -> None:
     step_fn = sharding.data_parallel_step(get_step_fn(config, loss_fn, optimizer), mesh)
     draw_pictures = _get_picture_fn(experiment)
     key = sharding.replicate(jax.random.key(config.seed), mesh)
-    # Virtual CPU devices deadlock in unblocked loops; real ones run ahead of the host between two log lines.
-    block_every = 8 if mesh.size > 1 and jax.default_backend() == "cpu" else training.log_every
+    tally = Tally(training.max_skipped, meta)
     with Progress(training.num_steps, start, "train") as progress:
         for step in range(start + 1, training.num_steps + 1):
             batch = sharding.shard_batch(next(data), mesh)
             state, results = step_fn(state, batch, key)
-            last = step == training.num_steps
-            if step % block_every == 0:
-                jax.block_until_ready(results)
+            tally.add(step, results)
+            last, stop = step == training.num_steps, notice.reached(step)
             logged = step % training.log_every == 0 or last
-            if logged or saved.due(step, last):  # a checkpoint that is not finite could never be resumed from
-                values = {name: float(value) for name, value in results.items()}
-                _check_finite(values, step)
-            if logged:
-                metrics.write(step, values)
-                progress.update(step, **values)
-            saved.save(step, state, data, {"step": step}, last=last)
-            if step % training.sample_every == 0 or last:
+            if logged or saved.due(step, last, stop):
+                values = tally.read()
+                if logged:
+                    metrics.write(step, values)
+                    progress.update(step, **values)
+            if step % training.sample_every == 0 or last:  # before the step counts as done
                 picture = draw_pictures(state.ema_params)
                 metrics.image(step, "samples", picture)
                 if jax.process_index() == 0:
                     path = run.path(f"samples/step_{step:07d}.png")
                     atomic_write_bytes(path, figures.encode_png(picture))
+            saved.save(step, state, data, {"step": step, **tally.meta()}, last, stop)
+            if stop and not last:
+                saved.wait()
+                notice.stop(f"step {step} of {training.num_steps}, which is saved")
 
 
 def _check_noise(config: ConfigDict) -> None:
@@ -166,15 +172,6 @@ def _check_noise(config: ConfigDict) -> None:
         raise UserError(
             f"{source} has noise_std {noise_std}: loss.name 'msm_sure' needs noise from the schedule's {low:.3g} to "
             f"{high:.3g}; take loss.name 'msm' for less, or change the schedule"
-        )
-
-
-def _check_finite(values: dict[str, float], step: int) -> None:
-    bad = [f"{name} is {value}" for name, value in values.items() if not np.isfinite(value)]
-    if bad:
-        raise UserError(
-            f"{' and '.join(bad)} at step {step}: lower optim.learning_rate or set optim.grad_clip, "
-            "then start again; the last checkpoint is kept"
         )
 
 
@@ -217,7 +214,7 @@ def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, An
         runners = {name: sharding.data_parallel_solve(s.solve, experiment.mesh) for name, s in solvers.items()}
         done, compiled = [], {}
         stamp = _stamp(config, solvers, params, info)
-        with Progress(len(batches), 0, "eval", unit="round") as progress:
+        with preemption.watch() as notice, Progress(len(batches), 0, "eval", unit="round") as progress:
             for index, example in enumerate(batches):
                 path = rounds.path_of(run.path(settings.folder), index)
                 arrays = rounds.read(path, stamp)
@@ -227,6 +224,8 @@ def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, An
                         rounds.write(path, stamp, arrays)
                 done.append(arrays)
                 progress.update(index + 1)
+                if notice.reached(index) and index + 1 < len(batches):
+                    notice.stop(f"round {index + 1} of {len(batches)}")
         if jax.process_index() != 0:
             return {}
         rounds.drop_beyond(run.path(settings.folder), len(batches))

@@ -76,6 +76,7 @@ def get_config() -> ConfigDict:
     training.checkpoint_every = 1000  # kept checkpoints
     training.resume_every = 250  # rolling checkpoints (state + data position) for pre-emption
     training.sample_every = 1000  # picture grids
+    training.max_skipped = 20  # so many steps in a row with a loss or gradient that is not finite end the run
     training.picture_solver = "msm"  # what reconstructs the pictures
 
     config.sampling = sampling = ConfigDict()

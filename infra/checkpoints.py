@@ -63,13 +63,15 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def due(self, step: int, last: bool = False) -> str | None:
-        """Returns the tier that `save` writes at `step`, or None: e.g. to make sure first that the state is finite."""
+    def due(self, step: int, last: bool = False, now: bool = False) -> str | None:
+        """Returns the tier that `save` writes at `step`, or None."""
         if last or step % self._every[KEPT] == 0:
             return KEPT
-        return ROLLING if step % self._every[ROLLING] == 0 else None
+        return ROLLING if now or step % self._every[ROLLING] == 0 else None
 
-    def save(self, step: int, state: Any, data_iterator: Any, meta: Mapping[str, Any], last: bool = False) -> None:
+    def save(
+        self, step: int, state: Any, data_iterator: Any, meta: Mapping[str, Any], last: bool = False, now: bool = False
+    ) -> None:
         """Saves if a checkpoint is due at `step`; returns as soon as the values are copied, the writing goes on behind.
 
         Where both tiers are due, only the kept one is written, since it holds all the rolling one would.
@@ -80,11 +82,12 @@ class Checkpoints:
           data_iterator: Grain iterator that has just yielded the batch of `step`.
           meta: JSON values to store beside the state.
           last: whether training ends here, which makes a kept checkpoint due.
+          now: whether the process ends here and the run goes on later, which makes a rolling one due.
 
         Raises:
           UserError: this checkpoint, or the one before it, could not be written (disk full, no permission).
         """
-        tier = self.due(step, last)
+        tier = self.due(step, last, now)
         if tier is None or step in self._managers[tier].all_steps():
             return
         self.wait()
@@ -225,7 +228,11 @@ def load_ema_params(folder: str | os.PathLike, template_params: Any, step: int |
             return checkpointer.restore(folder / "state", args=args)["ema_params"], step
     except _Damaged as damage:
         others = [s for s in steps if s != step]
-        mend = f"use another step (there are: {', '.join(map(str, others))})" if others else "restore it from a backup"
+        mend = (
+            f"move it away to use another step (there are: {', '.join(map(str, others))})"
+            if others
+            else "restore it from a backup"
+        )
         raise UserError(f"checkpoint {folder} is damaged ({damage}): {mend}") from damage
 
 

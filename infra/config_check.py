@@ -88,6 +88,7 @@ SETTINGS: dict[str, Rule] = {
     "training.checkpoint_every": integer(1),
     "training.resume_every": integer(1),
     "training.sample_every": integer(1),
+    "training.max_skipped": integer(1),
     "training.picture_solver": SOLVER,
     # sampling and reconstruction
     **{f"sampling.{key}": rule for key, rule in SAMPLER.items()},

@@ -1,9 +1,20 @@
-"""The one error class whose message is meant for the user rather than for a developer."""
+"""The two exceptions that are no bugs: a mistake of the user's, and a request to stop."""
 
 
 class UserError(ValueError):
     """A mistake that the user can mend.
 
     The message is one line that says what is wrong, where, and how to mend it. `main.py` prints it without a
-    traceback and exits with status 2; every other exception is a bug of ours and keeps its traceback.
+    traceback and exits with status 2; every exception but this and Stopped is a bug of ours and keeps its traceback.
     """
+
+
+class Stopped(Exception):
+    """The run was asked to stop by a signal and did so cleanly: all that it had done is saved.
+
+    `main.py` exits with status 128 + the signal's number, as a shell tells it: 143 for SIGTERM, 130 for SIGINT.
+    """
+
+    def __init__(self, signal_number: int):
+        super().__init__(f"stopped by signal {signal_number}")
+        self.status = 128 + signal_number

@@ -17,7 +17,7 @@ import datasets
 import features
 import frechet
 import memorisation
-from infra import figures, rounds, sample_report, sharding
+from infra import figures, preemption, rounds, sample_report, sharding
 from infra.atomic import atomic_write_bytes
 from infra.errors import UserError
 from infra.extractor import get_extractor, load_features
@@ -141,7 +141,7 @@ def draw(experiment, params, acquisitions, folder: Path) -> list[Round]:
     size = config.sampling.batch_size
     if len(missing) < len(planned):
         logging.info("%d of %d rounds of images are there already", len(planned) - len(missing), len(planned))
-    with Progress(len(missing), 0, "sample", unit="round") as progress:
+    with preemption.watch() as notice, Progress(len(missing), 0, "sample", unit="round") as progress:
         for count, index in enumerate(missing, start=1):
             this = planned[index]
             ids = np.arange(this.start, this.start + size)  # the last round is drawn whole, and cut
@@ -155,6 +155,8 @@ def draw(experiment, params, acquisitions, folder: Path) -> list[Round]:
                 kept = {name: value[: this.stop - this.start] for name, value in arrays.items()}
                 rounds.write(this.path, this.stamp, kept)
             progress.update(count)
+            if notice.reached(count) and count < len(missing):
+                notice.stop(f"{count} of {len(missing)} missing rounds of images")
     if first:
         rounds.drop_beyond(folder, len(planned))
     return planned

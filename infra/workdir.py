@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -24,12 +25,17 @@ OF_THE_NETWORK = ("model.", "denoiser.", "schedule.name", "transform.")
 OF_THE_RUN = (*OF_THE_NETWORK, "schedule.", "data.image_size", "data.num_coils", "data.acquisition", "loss.name")
 HOW_TO_COMPUTE = ("model.dtype", "model.remat")  # change speed and memory, not what the parameters mean
 
+DISK_ERRORS = {getattr(errno, n) for n in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE")}
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
 @dataclasses.dataclass
 class Workdir:
-    """A run's folder, locked until `close` (or until the process ends, however it ends)."""
+    """A run's folder, locked until `close` (or until the process ends, however it ends).
+
+    As a context manager it raises UserError where the block could not write: a full disk, no permission.
+    """
 
     root: Path
     mode: str
@@ -47,14 +53,21 @@ class Workdir:
     def __enter__(self) -> "Workdir":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close()
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise UserError(
+                f"cannot write to the workdir {self.root} ({error.strerror}): make room or mend the permissions, then "
+                "start the same command again; it goes on from what is complete"
+            ) from error
 
     def __fspath__(self) -> str:
         return str(self.root)
 
 
-def open_workdir(workdir: str | os.PathLike, config: ConfigDict, mode: str) -> Workdir:
+def open_workdir(
+    workdir: str | os.PathLike, config: ConfigDict, mode: str, data: dict[str, Any] | None = None
+) -> Workdir:
     """Makes or reopens the folder of a run; nothing is written unless every check passes.
 
     Process 0 locks the folder for this mode and writes config.json and manifest.json; other processes only check. A
@@ -65,6 +78,8 @@ def open_workdir(workdir: str | os.PathLike, config: ConfigDict, mode: str) -> W
       workdir: folder on a mounted file system; made if missing.
       config: the resolved settings.
       mode: train | eval | sample. Runs of different modes may share a workdir at the same time.
+      data: what decides which examples and random numbers this mode sees at which step, e.g. the seed; JSON values.
+        Noted in manifest.json; with other data a run of this mode is refused: it would not go on with what was begun.
 
     Raises:
       UserError: the folder cannot be used, belongs to another config, or a live process runs this mode in it.
@@ -74,6 +89,10 @@ def open_workdir(workdir: str | os.PathLike, config: ConfigDict, mode: str) -> W
     before = _read_config(root / "config.json")
     if before is not None:
         _refuse_differences(root, before, now, OF_THE_RUN, "workdir")
+    manifest, data = _read_manifest(root / "manifest.json"), _flat(data or {})
+    known = manifest.get(mode, {}).get("data", {})
+    if known:
+        _refuse_differences(root, known, data, tuple({*known, *data}), "workdir")
     if jax.process_index() != 0:
         return Workdir(root, mode)
     try:
@@ -85,7 +104,7 @@ def open_workdir(workdir: str | os.PathLike, config: ConfigDict, mode: str) -> W
         ) from error
     opened = Workdir(root, mode, lock)
     try:
-        _record(opened, config, before, now)
+        _record(opened, config, before, now, data)
     except BaseException:
         opened.close()
         raise
@@ -174,7 +193,16 @@ def _take_lock(path: Path, mode: str) -> Any:
     return file
 
 
-def _record(workdir: Workdir, config: ConfigDict, before: dict[str, Any] | None, now: dict[str, Any]) -> None:
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """Returns what manifest.json says of each mode; {} if there is none yet, or one that nobody can read any more."""
+    try:
+        manifest = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def _record(workdir: Workdir, config: ConfigDict, before: dict[str, Any] | None, now: dict[str, Any], data) -> None:
     """Writes config.json, config_history.jsonl and manifest.json."""
     changes = (
         {}
@@ -190,11 +218,9 @@ def _record(workdir: Workdir, config: ConfigDict, before: dict[str, Any] | None,
     if changes or before is None:
         atomic_write_json(workdir.path("config.json"), config.to_dict())
     path = workdir.path("manifest.json")
-    try:
-        manifest = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):  # none yet, or one that nobody can read any more
-        manifest = {}
-    atomic_write_json(path, {**manifest, workdir.mode: describe_run()})
+    atomic_write_json(
+        path, {**_read_manifest(path), workdir.mode: {**describe_run(), **({"data": data} if data else {})}}
+    )
 
 
 def describe_run() -> dict[str, Any]:

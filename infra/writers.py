@@ -10,7 +10,9 @@ from pathlib import Path
 import absl.logging
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
 from infra.atomic import atomic_write_text, safe_join
@@ -35,7 +37,7 @@ class MetricWriter:
         self._writes = jax.process_index() == 0
         self._purge_step: int | None = None
         self._lines = None
-        self._board: SummaryWriter | None = None
+        self._board: EventsWriter | None = None
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -70,7 +72,8 @@ class MetricWriter:
         self._lines.write(json.dumps({"step": int(step), **values}) + "\n")
         self._lines.flush()
         for name, value in values.items():
-            self._tensorboard().add_scalar(name, value, step)
+            self._show(step, summary.scalar(name, value))
+        self._tensorboard().flush()
 
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
         """Shows a picture in TensorBoard. picture: (H,W,3) uint8."""
@@ -79,7 +82,7 @@ class MetricWriter:
         picture = np.asarray(picture)
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
             raise ValueError(f"picture {name!r} must be (H,W,3) uint8, not {picture.shape} {picture.dtype}")
-        self._tensorboard().add_image(name, picture, step, dataformats="HWC")
+        self._show(step, summary.image(name, picture, dataformats="HWC"))
         self._tensorboard().flush()
 
     def close(self) -> None:
@@ -91,12 +94,18 @@ class MetricWriter:
             self._board.close()
             self._board = None
 
-    def _tensorboard(self) -> SummaryWriter:
+    def _show(self, step: int, values) -> None:
+        self._tensorboard().write_event(Event(wall_time=time.time(), step=step, summary=values))
+
+    def _tensorboard(self) -> EventsWriter:
+        """The open file, written from this thread: SummaryWriter's own one dies of a full disk and blocks the run."""
         if self._board is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
             suffix = f".{time.time_ns()}"  # without it a second writer within a second would overwrite the first's file
-            self._board = SummaryWriter(
-                str(self._folder), purge_step=self._purge_step, flush_secs=30, filename_suffix=suffix
-            )
+            self._board = EventsWriter(str(self._folder / "events"), suffix)
+            if self._purge_step is not None:
+                start = SessionLog(status=SessionLog.START)
+                self._board.write_event(Event(wall_time=time.time(), step=self._purge_step, session_log=start))
             self._purge_step = None
         return self._board
 
@@ -118,7 +127,13 @@ class _Console(logging.Handler):
 
 
 class _File(logging.FileHandler):
-    """The log file of this run; a class of its own so that it can be told from handlers of others."""
+    """The log file of this run. Where it cannot be written, the run hears of it instead of the console."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            raise error
+        super().handleError(record)
 
 
 def setup_logging(workdir: str | os.PathLike, mode: str) -> None:
