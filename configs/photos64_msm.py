@@ -30,6 +30,7 @@ def get_config(variant: str = ""):
     config.training.num_steps = 10_000
     config.training.log_every = 25
     config.training.checkpoint_every = 500
+    config.baselines.update(wavelet=0.02, tv=0.05)  # best of a grid on the validation patches
     config.eval.solvers = ("zero_filled", "tv", "l1_wavelet", "msm")
     return variants.apply(config, variant, {"demo": demo, "smoke": variants.smoke, **tasks.IMAGES})
 

@@ -13,11 +13,25 @@ PUBLISHED = {"num_levels": 200, "mask_keep": 0.0, "reinject": True, "step": "ren
 PUBLISHED_IMAGES = {**PUBLISHED, "w": 2, "consistency": "pseudo_inverse", "gamma": 1.75}
 PUBLISHED_MRI = {**PUBLISHED, "w": 3, "consistency": "entries", "gamma": 2.0}
 
-IMAGE_SOLVERS = ("pseudo_inverse", "tikhonov", "tv", "msm")
+IMAGE_SOLVERS = ("pseudo_inverse", "tikhonov", "l1_wavelet", "tv", "msm")
+
+
+# Weights of the classical solvers, each the best of a grid on the validation images of photos64, or the validation
+# slices of brain64, at noise 0.01 (docs/results.md).
+BASELINES = {
+    "sr4": {"ridge": 0.001, "wavelet": 0.001, "tv": 0.001},
+    "box": {"ridge": 0.001, "wavelet": 0.1, "tv": 0.05},
+    "random_inpainting": {"ridge": 0.001, "wavelet": 0.01, "tv": 0.01},
+    "gaussian_blur": {"ridge": 0.01, "wavelet": 0.002, "tv": 0.002},
+    "motion_blur": {"ridge": 0.01, "wavelet": 0.001, "tv": 0.001},
+    "colorization": {"ridge": 0.001, "wavelet": 0.002, "tv": 0.001},
+    "csmri": {"ridge": 0.003, "wavelet": 0.0015, "tv": 0.004},
+}
 
 
 def _image_task(config: ConfigDict, folder: str, **settings) -> ConfigDict:
     config.task.update(settings)
+    config.baselines.update(BASELINES[folder])
     config.eval.folder = folder
     config.eval.solvers = IMAGE_SOLVERS
     return config
@@ -56,6 +70,7 @@ def colorization(config: ConfigDict) -> ConfigDict:
 
 def _mri_task(config: ConfigDict, acceleration: float) -> ConfigDict:
     config.task.update(name="cs_mri", acceleration=acceleration, acs_lines=config.masks.acs_lines)
+    config.baselines.update(BASELINES["csmri"])
     config.eval.folder = f"csmri{acceleration:g}"
     return config
 
