@@ -1,0 +1,42 @@
+"""Readers of raw k-space: fastMRI, ISMRMRD, BART and plain arrays, all to one `RawVolume`."""
+
+from pathlib import Path
+
+import h5py
+
+from infra.errors import UserError
+from infra.raw_readers import arrays, bart, fastmri, ismrmrd  # noqa: F401  (they register themselves)
+from infra.raw_readers.volume import RAW_READERS, RawVolume
+
+__all__ = ["RAW_READERS", "RawVolume", "detect_format", "read_raw"]
+
+
+def read_raw(path: str | Path, name: str = "", **settings) -> RawVolume:
+    """Reads a file by the reader called `name`, or by the one that `detect_format` finds.
+
+    `settings` are those of the reader; plain arrays need `axes`. Raises UserError for what cannot be read.
+    """
+    path = Path(path)
+    name = name or detect_format(path)
+    reader = RAW_READERS[name]
+    if name == "array" and "axes" not in settings:
+        raise UserError(f"{path} holds plain arrays: state their axes, e.g. axes='schw' (slice, coil, row, column)")
+    if name in ("fastmri", "ismrmrd") and not (path.is_file() and h5py.is_hdf5(path)):
+        raise UserError(f"{path} is no HDF5 file, as {name} data are; check the path and the format")
+    return reader(path, **settings)
+
+
+def detect_format(path: Path) -> str:
+    """The name of the reader for a file, by suffix and, for HDF5, by content. Raises UserError if there is none."""
+    if path.suffix in (".cfl", ".hdr"):
+        return "bart"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; check the path")
+    if path.suffix in (".npy", ".npz"):
+        return "array"
+    if not h5py.is_hdf5(path):
+        raise UserError(f"{path} is no .npy, .npz, .cfl, .hdr or HDF5 file; convert it to one of them")
+    with h5py.File(path) as file:
+        if "kspace" in file and "ismrmrd_header" in file:
+            return "fastmri"
+        return "ismrmrd" if "dataset/data" in file else "array"

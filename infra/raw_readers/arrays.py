@@ -1,0 +1,64 @@
+"""Plain arrays: .npy, .npz and HDF5 files whose order of axes the user states."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from infra.errors import UserError
+from infra.raw_readers.volume import RAW_READERS, RawVolume, raw_volume
+
+
+@RAW_READERS.register("array")
+def read_array(path: Path, axes: str, key: str = "kspace", mask_key: str = "mask") -> RawVolume:
+    """Reads k-space with its zero frequency at the centre of both axes.
+
+    Args:
+      path: a .npy, .npz or HDF5 file.
+      axes: one letter per axis of the stored array: s slice, c coil, h row (readout), w column (phase encoding), and,
+        for real numbers only, p for an axis of length 2 with real and imaginary part. 's' may be missing.
+      key: name of the array in .npz and HDF5 files.
+      mask_key: name of a mask (W,) or (H,W) there; without one, lines that are 0 throughout were not acquired.
+
+    Raises UserError for axes that do not fit, a missing name and a file that cannot be read.
+    """
+    kspace, mask = _load(path, key, mask_key)
+    stated = f"{path}: the axes are stated as {axes!r}, the array is {kspace.dtype} {kspace.shape}"
+    if len(set(axes)) != len(axes) or not set("chw") <= set(axes) <= set("schwp"):
+        raise UserError(f"{path}: axes {axes!r} must name c, h, w and, if there, s and p once each, as in 'schw'")
+    if len(axes) != kspace.ndim or ("p" in axes) == (kspace.dtype.kind == "c"):
+        raise UserError(f"{stated}: state one letter per axis, p for real and imaginary part of a real array")
+    if "p" in axes:
+        if kspace.shape[axes.index("p")] != 2:
+            raise UserError(f"{stated}: the axis p must have length 2")
+        real, imaginary = np.moveaxis(kspace, axes.index("p"), 0)
+        kspace, axes = real + 1j * imaginary, axes.replace("p", "")
+    if "s" not in axes:
+        kspace, axes = kspace[None], "s" + axes
+    return raw_volume(path, kspace.transpose([axes.index(letter) for letter in "schw"]), mask)
+
+
+def _load(path: Path, key: str, mask_key: str) -> tuple[np.ndarray, np.ndarray | None]:
+    if path.suffix == ".npy":
+        return _numpy(path), None
+    if path.suffix == ".npz":
+        with _numpy(path) as archive:
+            return _member(path, archive, key), archive.get(mask_key)
+    try:
+        with h5py.File(path) as file:
+            return np.asarray(_member(path, file, key)), np.asarray(file[mask_key]) if mask_key in file else None
+    except OSError as error:
+        raise UserError(f"{path} is none of .npy, .npz and HDF5, or it is damaged; convert or copy it again") from error
+
+
+def _numpy(path: Path):
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); save the array again without pickled objects") from error
+
+
+def _member(path: Path, container, key: str):
+    if key not in container:
+        raise UserError(f"{path} has no array {key!r}, only {', '.join(sorted(container))}: state its name")
+    return container[key]

@@ -1,0 +1,103 @@
+"""ISMRMRD raw data (HDF5): a header and one record per acquired line, the format that scanners are converted to.
+
+Layout: group `dataset` with `xml`, one text, and `data`, records of `head` (counters, flags), `traj` and `data` (coils
+x samples, real and imaginary parts in turn, float32). See ismrmrd.github.io. h5py reads it as it stands.
+"""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from infra.errors import UserError
+from infra.raw_readers.ismrmrd_header import Header, parse_header
+from infra.raw_readers.volume import RAW_READERS, RawVolume, crop_readout, raw_volume
+
+_NOISE, _CALIBRATION, _REVERSE = 19, 20, 22  # flags, counted from 1
+_NOT_IMAGE = (23, 24, 26, 27, 28, 29, 30, 31)  # navigators, corrections, feedback, dummy scans, stabilization
+_ONE_IMAGE = ("kspace_encode_step_2", "contrast", "phase", "repetition", "set")
+
+
+@RAW_READERS.register("ismrmrd")
+def read_ismrmrd(path: Path, group: str = "dataset") -> RawVolume:
+    """Reads 2-D Cartesian multi-slice data, averages repeated lines, removes the oversampling of the readout.
+
+    Lines flagged as noise become `noise`. Lines for calibration alone belong to the image unless the header calls the
+    calibration separate or external; lines of a second encoding never do. Slices must have the same lines. Raises
+    UserError for a file of another kind, for 3-D, non-Cartesian or EPI data, and for more than one contrast, phase,
+    repetition or set.
+    """
+    with h5py.File(path) as file:
+        for name in (f"{group}/xml", f"{group}/data"):
+            if name not in file:
+                raise UserError(f"{path} has no dataset {name!r}: it is no ISMRMRD file; read it as another format")
+        header = parse_header(np.asarray(file[f"{group}/xml"]).ravel()[0], path)
+        records = np.asarray(file[f"{group}/data"])
+    heads, data = records["head"], records["data"]
+    noise = _noise(path, heads, data)
+    image = ~_flagged(heads, _NOISE, *_NOT_IMAGE) & (heads["encoding_space_ref"] == 0)
+    if header.calibration in ("separate", "external", "other"):
+        image &= ~_flagged(heads, _CALIBRATION)
+    _check_sequence(path, header, heads[image])
+    kspace, mask = _grid(path, header, heads[image], data[image])
+    if (mask.all(0) | ~mask.any(0)).all():
+        cropped = crop_readout(kspace, header.rows_without_oversampling(kspace.shape[2]))
+        return raw_volume(path, cropped, mask[0], noise, header.facts)
+    # Rows of a partial echo are missing in k-space: cropping the image would smear the gap, so all rows are kept.
+    return raw_volume(path, kspace, mask, noise, header.facts)
+
+
+def _flagged(heads: np.ndarray, *flags: int) -> np.ndarray:
+    bits = np.uint64(sum(1 << (flag - 1) for flag in flags))
+    return (heads["flags"] & bits) != 0
+
+
+def _samples(path: Path, head: np.void, values: np.ndarray) -> np.ndarray:
+    """(C,N) complex64 of one record."""
+    coils, count = int(head["active_channels"]), int(head["number_of_samples"])
+    values = np.ascontiguousarray(values, np.float32)
+    if values.size != 2 * coils * count:
+        raise UserError(f"{path}: a record of {coils} coils x {count} samples has {values.size} numbers; copy it again")
+    return values.view(np.complex64).reshape(coils, count)
+
+
+def _noise(path: Path, heads: np.ndarray, data: np.ndarray) -> np.ndarray | None:
+    chosen = np.flatnonzero(_flagged(heads, _NOISE))
+    return np.concatenate([_samples(path, heads[i], data[i]) for i in chosen], axis=1) if chosen.size else None
+
+
+def _check_sequence(path: Path, header: Header, heads: np.ndarray) -> None:
+    if not heads.size:
+        raise UserError(f"{path} holds no image lines; choose another file")
+    if header.trajectory != "cartesian" or header.encoded[2] > 1:
+        kind = f"{header.trajectory} with {header.encoded[2]} partitions"
+        raise UserError(f"{path} is {kind}; only 2-D Cartesian data can be read: grid or slice it first")
+    if _flagged(heads, _REVERSE).any():
+        raise UserError(f"{path} has lines read backwards (EPI), which need a correction first; convert it beforehand")
+    for name in _ONE_IMAGE:
+        found = np.unique(heads["idx"][name])
+        if found.size > 1:
+            raise UserError(f"{path} has {found.size} values of {name!r}; only one can be read: split the file by it")
+
+
+def _grid(path: Path, header: Header, heads: np.ndarray, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(slices,C,H,W) complex64 means over repeats of a line, and (H,W) bool: what every slice has."""
+    height, width = header.encoded[:2]
+    slices, place = np.unique(heads["idx"]["slice"], return_inverse=True)
+    coils = int(heads["active_channels"][0])
+    total = np.zeros((slices.size, coils, height, width), np.complex64)
+    count = np.zeros((slices.size, height, width), np.int32)
+    columns = heads["idx"]["kspace_encode_step_1"].astype(int) - header.centre + width // 2
+    for head, values, number, column in zip(heads, data, place, columns, strict=True):
+        line = _samples(path, head, values)
+        kept = slice(int(head["discard_pre"]), line.shape[1] - int(head["discard_post"]))
+        start = height // 2 - int(head["center_sample"]) + kept.start
+        stop = start + kept.stop - kept.start
+        if not (0 <= column < width and 0 <= start < stop <= height and line.shape[0] == coils):
+            found = f"line {head['idx']['kspace_encode_step_1']} of {line.shape[0]} coils, rows {start} to {stop}"
+            raise UserError(f"{path}: {found} does not fit into {coils} coils, {height} x {width}; export it again")
+        total[number, :, start:stop, column] += line[:, kept]
+        count[number, start:stop, column] += 1
+    if ((count > 0) != (count[:1] > 0)).any():
+        raise UserError(f"{path}: the slices have different lines; split the file into files of one mask each")
+    return total / np.maximum(count, 1)[:, None], count[0] > 0
