@@ -38,12 +38,14 @@ def one_line(summary: Mapping[str, Any]) -> str:
     parts = [f"{summary['run']['images']} images"]
     distances = summary["distances"]
     if distances:
-        drawn, real = distances["equal_sizes"]["drawn"], distances["equal_sizes"]["real"]
-        parts.append(
-            f"Fréchet distance {distances['frechet']:.4g} (of {distances['equal_sizes']['images']} images each: drawn "
-            f"{drawn['frechet']:.4g}, real {real['frechet']:.4g} ± {real['frechet_std']:.2g})"
-        )
-        parts.append(f"kernel distance {distances['kernel']:.4g} (real 0 ± {real['kernel_std']:.2g})")
+        size, drawn, real = (distances["equal_sizes"][name] for name in ("images", "drawn", "real"))
+        beside, chance = f" ({size} images each: too few for a comparison with real ones)", ""
+        if size >= 2:
+            beside = f" ({size} images each: drawn {drawn['frechet']:.4g}, real {real['frechet']:.4g}"
+            beside += f" ± {real['frechet_std']:.2g})"
+            chance = f" ({size} real images each: 0 ± {real['kernel_std']:.2g})"
+        parts.append(f"Fréchet distance {distances['frechet']:.4g}{beside}")
+        parts.append(f"kernel distance {distances['kernel']:.4g}{chance}")
     checked = summary["memorisation"].get("drawn")
     if checked and checked["flagged"] is not None:
         parts.append(f"{checked['flagged']} of {checked['images']} checked flagged as copies")
