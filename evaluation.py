@@ -69,8 +69,9 @@ DEFINITIONS = {
     "nfe": "Network function evaluations per posterior sample.",
     "seconds": "Wall-clock seconds per slice, all posterior samples together, without compilation.",
     "pictures": (
-        "Drawn as stored, first row on top. Images of a slice share one grey window, from 0 to the 98.5th percentile "
-        "of the reference magnitude, and are interpolated where enlarged; masks, errors and std maps show every pixel. "
+        "Drawn as stored, first row on top. MRI: the magnitudes of a slice share one grey window, from 0 to the 98.5th "
+        "percentile of the reference magnitude. Real images: in their own colours, -1 black and 1 white, what exceeds "
+        "that is cut off. Images are interpolated where enlarged; masks, errors and std maps show every pixel. "
         "Errors of all methods share one scale per slice; what exceeds it has the scale's last colour."
     ),
     "std map": "Per pixel, standard deviation over posterior samples of the magnitude (MRI) or channels (real images).",

@@ -6,6 +6,7 @@ et al. 2018 (arXiv 1801.01401) for the kernel distance.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,14 @@ import numpy as np
 from infra.errors import UserError
 
 _SUBSETS = 15  # sizes in an extrapolation, equally spaced
-_SPLITS = 20  # random halves of the reference set
+_SPLITS = 20  # random choices of as many images of both sets
 _BLOCK = 1024  # rows of a kernel matrix held at a time
 
 DEFINITIONS = {
     "frechet": (
         "Fréchet distance of the Gaussians fitted to the features of the drawn and of the reference images, "
-        "|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)), covariances with N - 1; 0 is equal. Biased upwards, the more the "
-        "fewer images there are."
+        "|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)), covariances with N - 1; 0 is equal. Biased upwards, about as 1 / "
+        "number of images: values of sets of other sizes are not comparable."
     ),
     "frechet_extrapolated": (
         "The Fréchet distance that endlessly many images would have: a line in 1 / (share of both sets) fitted to "
@@ -31,10 +32,14 @@ DEFINITIONS = {
         "Squared maximum mean discrepancy with the kernel (x.y / D + 1)^3, unbiased for any number of images, so it "
         "may be a little below 0; 0 is equal."
     ),
-    "floor": (
-        f"The same distances between two random halves of the reference set, mean of {_SPLITS} splits: what no sample "
-        "of that size can be expected to beat. Neighbouring slices of a person fall into both halves, which makes it "
-        "small."
+    "n drawn, n real": (
+        "The same distances at one size n, half of the reference images or all drawn ones if those are fewer: of n "
+        "random drawn images to n random reference images, and of n random reference images to n others. Mean and "
+        f"standard deviation over {_SPLITS} random choices. Both have the same bias: images that are distributed as "
+        "the reference images are have the mean of the real ones; a mean above it by several of their standard "
+        "deviations tells of a difference. Real images have the kernel distance 0 on average, so of that only the "
+        "standard deviation is given. Neighbouring slices of a person fall on both sides, which makes mean and "
+        "standard deviation of the real images smaller than those of independent ones."
     ),
 }
 
@@ -120,26 +125,56 @@ def extrapolated_distance(one: np.ndarray, other: np.ndarray, seed: int = 0) -> 
     return float(slope_and_value[0])
 
 
-def split_half(features: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """Returns {'frechet', 'kernel'} between two random halves, mean of `_SPLITS` splits; nan below four rows."""
-    half = len(features) // 2
-    if half < 2:
-        return {"frechet": math.nan, "kernel": math.nan}
-    rng, found = np.random.default_rng(seed), []
-    for _ in range(_SPLITS):
-        order = rng.permutation(len(features))
-        pair = features[order[:half]], features[order[half : 2 * half]]
-        found.append((frechet_distance(*pair), kernel_distance(*pair)))
-    frechet, kernel = np.mean(found, axis=0)
-    return {"frechet": float(frechet), "kernel": float(kernel)}
+def _over_choices(choose: Callable[[], tuple[np.ndarray, np.ndarray]], size: int) -> dict[str, float]:
+    """Both distances of `_SPLITS` pairs of sets of `size` rows: means and standard deviations; nan below two rows."""
+    names = ("frechet", "kernel", "frechet_std", "kernel_std")
+    if size < 2:
+        return dict.fromkeys(names, math.nan)
+    pairs = [choose() for _ in range(_SPLITS)]
+    found = np.array([(frechet_distance(*pair), kernel_distance(*pair)) for pair in pairs])
+    return dict(zip(names, map(float, [*found.mean(axis=0), *found.std(axis=0, ddof=1)]), strict=True))
 
 
-def compare(drawn: Any, reference: Any) -> dict[str, Any]:
-    """Returns every distance between the features (N,D) of drawn and (M,D) of reference images.
+def of_subsets(one: np.ndarray, other: np.ndarray, size: int, seed: int = 0) -> dict[str, float]:
+    """Distances of `size` random rows of `one` to as many of `other`, over `_SPLITS` choices.
 
     Returns:
-      {'frechet', 'frechet_extrapolated', 'kernel', 'floor': {'frechet', 'kernel'}, 'drawn': N, 'references': M,
-      'features': D, 'warnings': sentences}; see DEFINITIONS. What cannot be estimated is nan.
+      {'frechet', 'kernel', 'frechet_std', 'kernel_std'}: means and standard deviations; nan if `size` is below two.
+    """
+    rng = np.random.default_rng(seed)
+
+    def choose() -> tuple[np.ndarray, np.ndarray]:
+        return one[rng.permutation(len(one))[:size]], other[rng.permutation(len(other))[:size]]
+
+    return _over_choices(choose, size)
+
+
+def of_halves(features: np.ndarray, size: int, seed: int = 0) -> dict[str, float]:
+    """Distances of `size` random rows to as many other rows of one set, at most half of it, over `_SPLITS` choices.
+
+    Returns:
+      {'frechet', 'frechet_std', 'kernel_std'}. Without a mean of the kernel distance: over all choices it is 0.
+    """
+    rng = np.random.default_rng(seed)
+
+    def choose() -> tuple[np.ndarray, np.ndarray]:
+        order = rng.permutation(len(features))
+        return features[order[:size]], features[order[size : 2 * size]]
+
+    return {name: value for name, value in _over_choices(choose, size).items() if name != "kernel"}
+
+
+def compare(drawn: Any, reference: Any, others: Any = None) -> dict[str, Any]:
+    """Returns every distance between the features (N,D) of drawn and (M,D) of reference images.
+
+    Args:
+      others: (L,D), of further real images, whose distance to the reference images is told for comparison.
+
+    Returns:
+      {'frechet', 'frechet_extrapolated', 'kernel', 'drawn': N, 'references': M, 'features': D, 'equal_sizes',
+      'warnings': sentences}; see DEFINITIONS. 'equal_sizes' holds the 'images' n = min(N, M // 2), what n drawn ones
+      have ('drawn', see `of_subsets`) and what n real ones have ('real', see `of_halves`); with `others` also
+      'between_splits', as 'drawn', with its own 'images', min(n, L). What cannot be estimated is nan.
 
     Raises:
       UserError: features are not finite, fewer than two, or of two widths.
@@ -154,19 +189,25 @@ def compare(drawn: Any, reference: Any) -> dict[str, Any]:
     if count <= dimension:
         warnings.append(
             f"{len(drawn)} drawn and {len(reference)} reference images for {dimension} features: a covariance is "
-            "singular and the Fréchet distance mostly bias; compare it with its floor only, and trust the kernel "
+            "singular and the Fréchet distance mostly bias; compare it at equal sizes only, and trust the kernel "
             "distance more."
         )
     extrapolated = extrapolated_distance(drawn, reference)
     if math.isnan(extrapolated):
         warnings.append(f"No extrapolation: it needs {4 * dimension} images of each kind.")
+    size = min(len(drawn), len(reference) // 2)
+    equal = {"images": size, "drawn": of_subsets(drawn, reference, size), "real": of_halves(reference, size)}
+    if others is not None:
+        others = as_features(others, "other reference images")
+        fitting = min(size, len(others))
+        equal["between_splits"] = {"images": fitting} | of_subsets(others, reference, fitting)
     return {
         "frechet": frechet_distance(drawn, reference),
         "frechet_extrapolated": extrapolated,
         "kernel": kernel_distance(drawn, reference),
-        "floor": split_half(reference),
         "drawn": len(drawn),
         "references": len(reference),
         "features": dimension,
+        "equal_sizes": equal,
         "warnings": warnings,
     }

@@ -29,13 +29,21 @@ DEFINITIONS = {
         "g over the symmetries of data.augment (mirrored; moved, at the shift where x correlates best with the "
         "zero-filled image; any global phase). About the relative noise of y_i for a copy, 1 for an empty image."
     ),
-    "nearest / second": "Distance to the nearest training acquisition over that to the second nearest.",
+    "nearest / second": (
+        "Distance to the nearest training acquisition over that to the second nearest. Where training holds nearly "
+        "equal acquisitions (overlapping patches, neighbouring slices) a copy is near to both and this stays about 1: "
+        "then only nearest / held-out can tell a copy."
+    ),
     "nearest / held-out": (
         "Distance to the nearest training acquisition over the median of that of the held-out reference images, which "
         "were never trained on. Held-out images are of other people or slices: an image drawn from the training "
         "people's distribution is a little nearer without being a copy."
     ),
-    "flagged": f"Images where either ratio is below {COPY_RATIO:.2f}: look at them beside their nearest acquisition.",
+    "flagged": (
+        f"Images where either ratio is below {COPY_RATIO:.2f}: look at them beside their nearest acquisition. Without "
+        "held-out images the second ratio is missing, and an image that the first does not flag cannot be judged: it "
+        "is counted as 'not judged'."
+    ),
 }
 
 
@@ -113,6 +121,9 @@ def nearest_two(
 def rows_of(kind: str, image_ids: np.ndarray, values: np.ndarray, names: np.ndarray, usual: float) -> list[dict]:
     """Returns one row per image for the table: what it is, its two nearest acquisitions, both ratios, 'flagged'.
 
+    'flagged' is None, not False, where the ratio to held-out images is missing and the other does not flag: between
+    nearly equal acquisitions that other one is blind.
+
     Args:
       kind: 'drawn' or 'held-out'.
       image_ids: (K,).
@@ -125,17 +136,23 @@ def rows_of(kind: str, image_ids: np.ndarray, values: np.ndarray, names: np.ndar
         # With one acquisition there is no second; two perfect copies are each other's second.
         row["over_second"] = float(first / second) if 0 < second < np.inf else (1.0 if second == 0 else float("nan"))
         row["over_held_out"] = float(first / usual)
-        row["flagged"] = bool(row["over_second"] < COPY_RATIO or row["over_held_out"] < COPY_RATIO)
+        flagged = row["over_second"] < COPY_RATIO or row["over_held_out"] < COPY_RATIO
+        row["flagged"] = None if np.isnan(usual) and not flagged else bool(flagged)
         rows.append(row)
     return rows
 
 
 def summarize(rows: list[dict]) -> dict[str, dict[str, Any]]:
-    """Returns {kind: {'images', 'flagged', and of each figure {'min', 'median', 'max'}}}."""
+    """Returns {kind: {'images', 'flagged', 'not_judged', and of each figure {'min', 'median', 'max'}}}.
+
+    'flagged' and 'not_judged' count images; 'flagged' is None where no image can be judged.
+    """
     table = {}
     for kind in dict.fromkeys(row["kind"] for row in rows):
         mine = [row for row in rows if row["kind"] == kind]
-        table[kind] = {"images": len(mine), "flagged": sum(row["flagged"] for row in mine)}
+        judged = [row["flagged"] for row in mine if row["flagged"] is not None]
+        table[kind] = {"images": len(mine), "flagged": sum(judged) if judged else None}
+        table[kind]["not_judged"] = len(mine) - len(judged)
         for name in ("distance", "over_second", "over_held_out"):
             column = np.array([row[name] for row in mine])
             table[kind][name] = {

@@ -91,7 +91,7 @@ def get_config() -> ConfigDict:
     sampling.num_images = 16  # --mode sample
     sampling.batch_size = 8  # images drawn at once, over all devices; images do not depend on it
     sampling.folder = "generated"  # inside workdir/samples
-    sampling.features = "small"  # what distances look at: small | file of jax.export | .npz of the drawn images
+    sampling.features = "small"  # what distances look at: small | file of jax.export | .npz of 'features', 'digest'
     sampling.reference_split = "test"  # held-out images to compare with: validation | test | none
     sampling.reference_features = ""  # .npz with the features of other reference images; empty: computed from the split
     sampling.check_images = 64  # at most so many are compared with every training acquisition; 0: none

@@ -49,6 +49,10 @@ def load_extractor(path: str) -> Callable[[np.ndarray], np.ndarray]:
     try:
         program = export.deserialize(bytearray(content))
         text = program.mlir_module()
+    except ImportError as error:
+        raise UserError(
+            f"sampling.features {path!r} needs the package flatbuffers ({error}): pip install flatbuffers"
+        ) from error
     except (*_UNREADABLE, RuntimeError) as error:
         raise UserError(
             f"sampling.features {path!r} is no program of jax.export ({type(error).__name__}): write it with "
@@ -99,4 +103,19 @@ def load_features(path: str, setting: str) -> np.ndarray:
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{setting} {path!r} cannot be read ({error}): it must be an .npz with the array 'features' (images, D)"
+        ) from error
+
+
+def load_digest(path: str, setting: str) -> str:
+    """Returns the string 'digest' of an .npz of features: which images they are of. Raises UserError if there is none.
+
+    It is that of the images.npz (see `infra.rounds.join`) from which the features were computed.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return str(stored["digest"])
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{setting} {path!r} does not tell of which images it is ({error}): store the 'digest' of their images.npz "
+            "beside 'features', numpy.savez(path, features=..., digest=images['digest'])"
         ) from error

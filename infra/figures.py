@@ -233,7 +233,9 @@ def _pixels(image: np.ndarray, peak: float) -> np.ndarray:
 
 
 def image_grid(images: np.ndarray, columns: int = 8) -> np.ndarray:
-    """Returns images side by side, row by row, as (height, width, 3) uint8, each in a window up to its own maximum.
+    """Returns images side by side, row by row, as (height, width, 3) uint8.
+
+    Complex images are shown as magnitudes, each in a grey window up to its own maximum, others as they are.
 
     Args:
       images: (N,H,W) complex or (N,H,W,channels) float in [-1, 1].

@@ -20,7 +20,7 @@ import memorisation
 from infra import figures, preemption, rounds, sample_report, sharding
 from infra.atomic import atomic_write_bytes
 from infra.errors import UserError
-from infra.extractor import get_extractor, load_features
+from infra.extractor import get_extractor, load_digest, load_features
 from infra.progress import Progress
 from infra.report import write_metrics_csv, write_summary
 from operators.measurement import Measurement
@@ -40,6 +40,7 @@ class Judge:
     Attributes:
       extract: images (N,...) -> features (N,D).
       drawn: features of the drawn images where they were computed elsewhere, else None.
+      digest: of the images that `drawn` is of, '' without it.
       reference: features of the reference images where they were computed elsewhere, else None.
       held_out: images that were never trained on, None if the run has none.
       others: further held-out images, of the other split: how far apart real images of two splits are.
@@ -47,6 +48,7 @@ class Judge:
 
     extract: Callable[[np.ndarray], np.ndarray]
     drawn: np.ndarray | None
+    digest: str
     reference: np.ndarray | None
     held_out: datasets.References | None
     others: datasets.References | None
@@ -63,6 +65,7 @@ def get_judge(config) -> Judge:
             f"sampling.features {settings.features!r} holds {len(drawn)} images, sampling.num_images is "
             f"{settings.num_images}: make them equal"
         )
+    digest = load_digest(settings.features, "sampling.features") if drawn is not None else ""
     extract = get_extractor("small" if drawn is not None else settings.features)
     transform, size = get_transform(config), config.data.image_size
     shape = transform.image_shape((1, size, size, 3) if config.data.num_coils == 0 else (1, 1, size, size))
@@ -74,12 +77,13 @@ def get_judge(config) -> Judge:
         )
     split = settings.reference_split
     if split == "none":
-        return Judge(extract, drawn, reference, None, None)
+        return Judge(extract, drawn, digest, reference, None, None)
     known = datasets.dataset_info(config)["references"]["ids"]
     others = [
         datasets.open_references(config, name) for name in ("validation", "test") if name in known and name != split
     ]
-    return Judge(extract, drawn, reference, datasets.open_references(config, split), others[0] if others else None)
+    held_out = datasets.open_references(config, split)
+    return Judge(extract, drawn, digest, reference, held_out, others[0] if others else None)
 
 
 @dataclass(frozen=True)
@@ -197,7 +201,10 @@ def report(experiment, acquisitions, judge: Judge, planned: list[Round], folder:
 
 
 def _pass_over(config, judge: Judge, planned: list[Round], folder: Path, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Writes images.npz and grid.png; returns the first images and the features of all."""
+    """Writes images.npz and grid.png; returns the first images and the features of all.
+
+    Raises UserError if the features that were computed elsewhere are of other images.
+    """
     settings = config.sampling
     wanted = max(GRID_IMAGES, settings.check_images)
     first, found = [], []
@@ -215,7 +222,12 @@ def _pass_over(config, judge: Judge, planned: list[Round], folder: Path, step: i
         raise UserError(f"{planned[0].path} was changed while images were drawn: start the same command again")
     shape = (settings.num_images, *head["images"].shape[1:])
     small = {"step": np.array(step), "seed": np.array(config.seed)}
-    rounds.join(folder / "images.npz", "images", parts(), shape, head["images"].dtype, **small)
+    digest = rounds.join(folder / "images.npz", "images", parts(), shape, head["images"].dtype, **small)
+    if judge.drawn is not None and digest != judge.digest:
+        raise UserError(
+            f"sampling.features {settings.features!r} is of other images: compute it again of {folder / 'images.npz'}, "
+            "whose 'digest' it must hold"
+        )
     start = np.concatenate(first)
     atomic_write_bytes(folder / "grid.png", figures.encode_png(figures.image_grid(start[:GRID_IMAGES])))
     return start, np.concatenate(found) if judge.drawn is None else judge.drawn
@@ -224,7 +236,7 @@ def _pass_over(config, judge: Judge, planned: list[Round], folder: Path, step: i
 def _distances(judge: Judge, drawn: np.ndarray, batch: int) -> dict[str, Any]:
     """`frechet.compare` with the reference features of the file or the split; {} without either.
 
-    Where the features come from the splits, 'between_splits' holds the distances of the two held-out splits.
+    Where the features come from a split, those of the other held-out split are compared with them as well.
     """
 
     def features_of(images: datasets.References) -> np.ndarray:
@@ -233,15 +245,13 @@ def _distances(judge: Judge, drawn: np.ndarray, batch: int) -> dict[str, Any]:
 
     reference, others = judge.reference, None
     if reference is None and judge.held_out is not None:
-        reference, others = features_of(judge.held_out), judge.others
+        reference = features_of(judge.held_out)
+        others = features_of(judge.others) if judge.others is not None and len(judge.others) > 1 else None
     if reference is None or len(drawn) < 2:
         return {}
-    found = frechet.compare(drawn, reference)
+    found = frechet.compare(drawn, reference, others)
     for warning in found["warnings"]:
         logging.warning("%s", warning)
-    if others is not None and len(others) > 1:
-        pair = frechet.as_features(features_of(others), "other split"), frechet.as_features(reference, "split")
-        found["between_splits"] = {"frechet": frechet.frechet_distance(*pair), "kernel": frechet.kernel_distance(*pair)}
     return found
 
 
@@ -309,6 +319,7 @@ def _facts(config, step: int, command: str, judge: Judge) -> dict[str, Any]:
         "checkpoint": config.eval.checkpoint or "this workdir",
         "training step": step,
         "images": settings.num_images,
+        "kind of images": "MRI" if config.data.num_coils else "colour",
         "image size": config.data.image_size,
         "coil maps": f"of the {info['counts']['train']} training acquisitions in turn"
         if config.data.num_coils
@@ -325,7 +336,8 @@ def _facts(config, step: int, command: str, judge: Judge) -> dict[str, Any]:
 def _definitions(config) -> dict[str, str]:
     told = {"features": features.DEFINITION} if config.sampling.features == "small" else {}
     between = (
-        "The same distances between the reference images of the validation and the test split: how far apart real "
-        "images are that were not chosen to be alike, e.g. of two people."
+        "The same distances of n images of the other held-out split (validation or test), or all of them if those are "
+        "fewer, to n reference images: how far apart real images are that were not chosen to be alike, e.g. of two "
+        "people."
     )
     return told | frechet.DEFINITIONS | {"between splits": between} | memorisation.DEFINITIONS

@@ -20,7 +20,7 @@ from infra.atomic import atomic_write_bytes, atomic_write_text
 from infra.errors import UserError
 from infra.figures import label, quality_plot, slice_figure
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: #1a1a1a; background: #fff;
   max-width: 1400px; margin: 2rem auto; padding: 0 1.5rem; }
@@ -158,10 +158,10 @@ def _page(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], chosen:
     return "\n".join(
         [
             f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>',
-            f'<meta name="viewport" content="width=device-width">\n<style>{_STYLE}</style>\n</head>',
+            f'<meta name="viewport" content="width=device-width">\n<style>{STYLE}</style>\n</head>',
             f"<body>\n<h1>{title}</h1>",
             *(f'<p class="note">{html.escape(note)}</p>' for note in notes),
-            _run_table({key: value for key, value in run.items() if key not in ("title", "notes")}),
+            run_table({key: value for key, value in run.items() if key not in ("title", "notes")}),
             "<h2>Image quality</h2>",
             _quality(summary),
             _gains(summary),
@@ -175,7 +175,9 @@ def _page(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], chosen:
     )
 
 
-def _run_table(run: Mapping[str, Any]) -> str:
+def run_table(run: Mapping[str, Any]) -> str:
+    """The heading 'What was run' and a table of plain values by name, as HTML; the value of 'command' as code."""
+
     def cell(key: str, value: Any) -> str:
         return f"<code>{_text(value)}</code>" if key == "command" else _text(value)
 

@@ -1,6 +1,7 @@
 """Finished rounds of a long run on disk: each knows what it was computed from, so that only equal work is reused."""
 
 import functools
+import hashlib
 import logging
 import zipfile
 import zlib
@@ -66,15 +67,17 @@ def drop_beyond(folder: Path, count: int) -> None:
             path.unlink()
 
 
-def join(
-    path: Path, name: str, parts: Iterable[np.ndarray], shape: tuple[int, ...], dtype, **small: np.ndarray
-) -> None:
+def join(path: Path, name: str, parts: Iterable[np.ndarray], shape: tuple[int, ...], dtype, **small: np.ndarray) -> str:
     """Writes an uncompressed .npz whose array `name` is the concatenation of `parts`, held one at a time.
 
     Args:
       shape, dtype: of the whole array.
       small: further arrays.
+
+    Returns:
+      The SHA-256 of the array's bytes in hexadecimal, which the file holds as 'digest'.
     """
+    digest = hashlib.sha256()
     with atomic_file(path) as file, zipfile.ZipFile(file, "w") as archive:
         for key, value in small.items():
             with archive.open(f"{key}.npy", "w") as member:
@@ -84,4 +87,9 @@ def join(
             header = {"descr": described, "fortran_order": False, "shape": tuple(shape)}
             np.lib.format.write_array_header_2_0(member, header)
             for part in parts:
-                member.write(np.ascontiguousarray(part, dtype).tobytes())
+                content = np.ascontiguousarray(part, dtype).tobytes()
+                digest.update(content)
+                member.write(content)
+        with archive.open("digest.npy", "w") as member:
+            np.lib.format.write_array(member, np.array(digest.hexdigest()), allow_pickle=False)
+    return digest.hexdigest()

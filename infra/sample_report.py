@@ -13,9 +13,19 @@ import numpy as np
 
 from infra.atomic import atomic_write_bytes, atomic_write_text
 from infra.figures import encode_png, image_grid
-from infra.report import _STYLE as STYLE
-from infra.report import _run_table as run_table
+from infra.report import STYLE, run_table
 
+_KINDS = {  # run's 'kind of images': what drawn ones are, and how they are shown
+    "MRI": (
+        "Research software: drawn images show no person, and are not for diagnosis.",
+        "Each in a grey window up to its own maximum; none was left out.",
+    ),
+    "colour": (
+        "Research software: drawn images show nobody and nothing that exists.",
+        "In their own colours; none was left out.",
+    ),
+}
+_UNJUDGED = "cannot be judged without held-out images (sampling.reference_split)"
 _FIGURES = {
     "distance": "distance to the nearest training acquisition",
     "over_second": "nearest / second nearest",
@@ -28,12 +38,19 @@ def one_line(summary: Mapping[str, Any]) -> str:
     parts = [f"{summary['run']['images']} images"]
     distances = summary["distances"]
     if distances:
-        floor = distances["floor"]
-        parts.append(f"Fréchet distance {distances['frechet']:.4g} (floor {floor['frechet']:.4g})")
-        parts.append(f"kernel distance {distances['kernel']:.4g} (floor {floor['kernel']:.4g})")
-    drawn = summary["memorisation"].get("drawn")
-    if drawn:
-        parts.append(f"{drawn['flagged']} of {drawn['images']} checked flagged as copies")
+        size, drawn, real = (distances["equal_sizes"][name] for name in ("images", "drawn", "real"))
+        beside, chance = f" ({size} images each: too few for a comparison with real ones)", ""
+        if size >= 2:
+            beside = f" ({size} images each: drawn {drawn['frechet']:.4g}, real {real['frechet']:.4g}"
+            beside += f" ± {real['frechet_std']:.2g})"
+            chance = f" ({size} real images each: 0 ± {real['kernel_std']:.2g})"
+        parts.append(f"Fréchet distance {distances['frechet']:.4g}{beside}")
+        parts.append(f"kernel distance {distances['kernel']:.4g}{chance}")
+    checked = summary["memorisation"].get("drawn")
+    if checked and checked["flagged"] is not None:
+        parts.append(f"{checked['flagged']} of {checked['images']} checked flagged as copies")
+    if checked and checked["not_judged"]:
+        parts.append(f"{checked['not_judged']} {_UNJUDGED}")
     return ", ".join(parts)
 
 
@@ -54,7 +71,8 @@ def write_report(
         atomic_write_bytes(folder / "nearest.png", encode_png(picture))
     run = summary["run"]
     title = html.escape(run["title"])
-    notes = [*run.get("notes", ()), "Research software: drawn images show no person, and are not for diagnosis."]
+    about, window = _KINDS[run["kind of images"]]
+    notes = [*run.get("notes", ()), about]
     shown = min(run["images"], 64)
     page = [
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>',
@@ -64,7 +82,7 @@ def write_report(
         run_table({key: value for key, value in run.items() if key not in ("title", "notes")}),
         f"<h2>The first {shown} images</h2>",
         '<img src="grid.png" alt="Drawn images, row by row in the order of their numbers">',
-        '<p class="note">Each in a grey window up to its own maximum; none was left out.</p>',
+        f'<p class="note">{window}</p>',
         "<h2>Distance to held-out images</h2>",
         _distance_table(summary["distances"]),
         "<h2>Copies of training data</h2>",
@@ -78,19 +96,33 @@ def write_report(
     return folder / "report.html"
 
 
-def _value(number: float) -> str:
-    return f"{number:.4g}" if math.isfinite(number) else "&ndash;"
+def _value(number: float, std: float = math.nan) -> str:
+    """The number, and its standard deviation where there is one; a dash for neither."""
+    spread = f"&plusmn; {std:.2g}" if math.isfinite(std) else ""
+    return f"{number:.4g} {spread}".strip() if math.isfinite(number) else spread or "&ndash;"
 
 
 def _distance_table(distances: Mapping[str, Any]) -> str:
     if not distances:
         return '<p class="note">None: there are no reference images, or fewer than two drawn ones.</p>'
-    columns = (distances, distances["floor"], distances.get("between_splits", {}))
+    equal = distances["equal_sizes"]
+    columns = {
+        "drawn to reference, all": distances,
+        f"{equal['images']} drawn to {equal['images']} reference": equal["drawn"],
+        f"{equal['images']} real: reference to other reference": equal["real"],
+    }
+    if "between_splits" in equal:
+        size = equal["between_splits"]["images"]
+        columns[f"between splits: {size} other held-out to {size} reference"] = equal["between_splits"]
+
+    def cells(key: str) -> str:
+        values = (_value(found.get(key, math.nan), found.get(f"{key}_std", math.nan)) for found in columns.values())
+        return "".join(f"<td>{value}</td>" for value in values)
+
     lines = [
-        "<tr><th>distance</th><th>drawn to reference</th><th>floor: halves of the reference</th>"
-        "<th>between splits: other held-out images to reference</th></tr>",
+        f"<tr><th>distance</th>{''.join(f'<th>{title}</th>' for title in columns)}</tr>",
         *(
-            f"<tr><td>{name}</td>{''.join(f'<td>{_value(c.get(key, math.nan))}</td>' for c in columns)}</tr>"
+            f"<tr><td>{name}</td>{cells(key)}</tr>"
             for key, name in (
                 ("frechet", "Fréchet"),
                 ("frechet_extrapolated", "Fréchet, extrapolated"),
@@ -99,7 +131,8 @@ def _distance_table(distances: Mapping[str, Any]) -> str:
         ),
     ]
     counts = (
-        f"{distances['drawn']} drawn, {distances['references']} reference images, {distances['features']} features."
+        f"{distances['drawn']} drawn, {distances['references']} reference images, {distances['features']} features. "
+        "Compare the columns of one number of images only: the fewer, the larger the Fréchet distance of equal sets."
     )
     notes = (f'<p class="note">{html.escape(note)}</p>' for note in (counts, *distances["warnings"]))
     return "<table>\n" + "\n".join(lines) + "\n</table>\n" + "\n".join(notes)
@@ -113,15 +146,17 @@ def _memorisation_table(table: Mapping[str, Any]) -> str:
     for kind, entry in table.items():
         cells = (" / ".join(_value(entry[name][k]) for k in ("min", "median", "max")) for name in _FIGURES)
         cells = "".join(f"<td>{cell}</td>" for cell in cells)
-        lines.append(f"<tr><td>{kind}</td><td>{entry['images']}</td><td>{entry['flagged']}</td>{cells}</tr>")
-    return "<table>\n" + "\n".join(lines) + "\n</table>"
+        flagged = "&ndash;" if entry["flagged"] is None else entry["flagged"]
+        lines.append(f"<tr><td>{kind}</td><td>{entry['images']}</td><td>{flagged}</td>{cells}</tr>")
+    told = [f"{entry['not_judged']} {kind} images {_UNJUDGED}." for kind, entry in table.items() if entry["not_judged"]]
+    return "<table>\n" + "\n".join(lines) + "\n</table>\n" + "".join(f'<p class="note">{note}</p>' for note in told)
 
 
 def _pairs(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     nearest = sorted((row for row in rows if row["kind"] == "drawn"), key=lambda row: row["distance"])
     lines = ["<tr><th>drawn image</th><th>nearest acquisition</th><th>distance</th><th>flagged</th></tr>"]
     for row in nearest:
-        flagged = "yes" if row["flagged"] else ""
+        flagged = {True: "yes", False: "", None: "not judged"}[row["flagged"]]
         cells = (row["image_id"], row["nearest_id"], f"{row['distance']:.3f}", flagged)
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return [

@@ -129,6 +129,17 @@ def test_a_file_of_something_else_is_refused(tmp_path, content):
     assert "is no program of jax.export" in message_of(load_extractor, str(tmp_path / "other"))
 
 
+def test_a_missing_reader_of_the_format_is_told(tmp_path, monkeypatch):
+    path = tmp_path / "features.bin"
+    path.write_bytes(b"")
+
+    def deserialize(_):
+        raise ImportError("Please install 'flatbuffers'")
+
+    monkeypatch.setattr(export, "deserialize", deserialize)
+    assert "needs the package flatbuffers" in message_of(load_extractor, str(path))
+
+
 def test_missing_files_are_told(tmp_path):
     assert "cannot be read (No such file or directory)" in message_of(load_extractor, str(tmp_path / "none"))
     assert "sampling.features" in message_of(load_features, str(tmp_path / "none.npz"), "sampling.features")

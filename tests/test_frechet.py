@@ -120,19 +120,73 @@ def test_too_few_images_are_told_and_not_extrapolated():
     assert math.isnan(found["frechet_extrapolated"])
     assert "8 drawn and 8 reference images for 8 features" in found["warnings"][0]
     assert "it needs 32 images of each kind" in found["warnings"][1]
-    assert np.isfinite([found["frechet"], found["kernel"], *found["floor"].values()]).all()
+    assert np.isfinite([found["frechet"], found["kernel"], *found["equal_sizes"]["real"].values()]).all()
     enough = frechet.compare(*gaussian_sets(rng, 32))
     assert enough["warnings"] == [] and math.isfinite(enough["frechet_extrapolated"])
 
 
-def test_floor_is_the_distance_of_equal_distributions():
-    rng = np.random.default_rng(9)
-    sample = rng.normal(size=(400, 4))
-    floor = frechet.split_half(sample)
-    one, other = rng.normal(size=(2, 200, 4))
-    assert 0 < floor["frechet"] < 2 * frechet.frechet_distance(one, other)
-    assert abs(floor["kernel"]) < 0.02
-    assert all(math.isnan(value) for value in frechet.split_half(sample[:3]).values())
+def mean_and_error(values):
+    return np.mean(values), np.std(values, ddof=1) / math.sqrt(len(values))
+
+
+@pytest.mark.parametrize("drawn, references, size", [(40, 40, 20), (60, 30, 15), (12, 60, 12)])
+def test_equal_distributions_agree_with_real_images_at_equal_sizes_alone(drawn, references, size):
+    """Halves of the reference set are no measure of all drawn images: the bias of those is another."""
+    rng, equal, unequal = np.random.default_rng(9), [], []
+    for _ in range(60):
+        found = frechet.compare(rng.normal(size=(drawn, 6)), rng.normal(size=(references, 6)))
+        at_size = found["equal_sizes"]
+        assert at_size["images"] == size
+        equal.append(at_size["drawn"]["frechet"] - at_size["real"]["frechet"])
+        unequal.append(found["frechet"] - at_size["real"]["frechet"])
+    mean, error = mean_and_error(equal)
+    assert abs(mean) < 3 * error
+    mean, error = mean_and_error(unequal)
+    assert mean < -10 * error
+
+
+def test_distances_at_one_size_are_biased_as_those_of_that_many_fresh_images():
+    rng = np.random.default_rng(10)
+    fresh, fresh_error = mean_and_error([frechet.frechet_distance(*rng.normal(size=(2, 20, 6))) for _ in range(300)])
+    real = [frechet.of_halves(rng.normal(size=(40, 6)), 20)["frechet"] for _ in range(60)]
+    mean, error = mean_and_error(real)
+    assert abs(mean - fresh) < 3 * math.hypot(error, fresh_error)
+
+
+def test_spread_of_real_kernel_distances_is_that_of_fresh_images():
+    rng = np.random.default_rng(11)
+    fresh = np.std([frechet.kernel_distance(*rng.normal(size=(2, 20, 6))) for _ in range(500)])
+    spreads = [frechet.of_halves(rng.normal(size=(40, 6)), 20)["kernel_std"] for _ in range(100)]
+    assert np.sqrt(np.mean(np.square(spreads))) == pytest.approx(fresh, rel=0.15)
+
+
+def test_a_shift_is_above_the_spread_and_equal_images_are_not():
+    rng = np.random.default_rng(12)
+    reference = rng.normal(size=(200, 4))
+    near, far = (frechet.compare(rng.normal(size=(100, 4)) + shift, reference) for shift in (0, 0.5))
+    for name in ("frechet", "kernel"):
+        usual = near["equal_sizes"]["real"].get(name, 0)
+        near_gain, far_gain = (
+            (found["equal_sizes"]["drawn"][name] - usual) / found["equal_sizes"]["real"][f"{name}_std"]
+            for found in (near, far)
+        )
+        assert abs(near_gain) < 3 and far_gain > 6
+
+
+def test_further_real_images_are_compared_at_the_same_size():
+    rng = np.random.default_rng(13)
+    drawn, reference, others = rng.normal(size=(50, 4)), rng.normal(size=(60, 4)), rng.normal(size=(80, 4)) + 1
+    equal = frechet.compare(drawn, reference, others)["equal_sizes"]
+    assert equal["between_splits"]["images"] == equal["images"] == 30
+    assert equal["between_splits"]["frechet"] > 2 * equal["real"]["frechet"]
+    assert frechet.compare(drawn, reference, others[:7])["equal_sizes"]["between_splits"]["images"] == 7
+    assert "between_splits" not in frechet.compare(drawn, reference)["equal_sizes"]
+
+
+def test_too_few_images_have_no_distance_at_equal_sizes():
+    equal = frechet.compare(np.eye(3), np.eye(3))["equal_sizes"]
+    assert equal["images"] == 1
+    assert all(math.isnan(value) for which in ("drawn", "real") for value in equal[which].values())
 
 
 @pytest.mark.parametrize(

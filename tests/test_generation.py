@@ -1,12 +1,16 @@
 """--mode sample: rounds are drawn once, images depend on their number alone, and what is told about them is true."""
 
+import copy
+import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
 from skimage.io import imread
 
 import datasets
+import memorisation
 import run_lib
 from features import small_features
 from frechet import frechet_distance
@@ -118,6 +122,24 @@ def test_report_is_complete_and_needs_nothing_from_elsewhere(straight):
     for name in summary["definitions"]:
         assert name in page.text
     assert f"{TOTAL} images, Fréchet distance" in sample_report.one_line(summary)
+    assert "grey window up to its own maximum" in content and "not for diagnosis" in content
+    equal = summary["distances"]["equal_sizes"]
+    assert f"{equal['images']} drawn to {equal['images']} reference" in told
+    assert f"drawn {equal['drawn']['frechet']:.4g}, real {equal['real']['frechet']:.4g} ±" in sample_report.one_line(
+        summary
+    )
+
+
+def test_images_without_held_out_ones_are_not_called_clean(straight, tmp_path):
+    summary = copy.deepcopy(straight[1])
+    row = {"kind": "drawn", "image_id": 0, "nearest_id": 1, "distance": 0.1, "flagged": None}
+    row |= {"over_second": 1.0, "over_held_out": float("nan")}
+    summary["memorisation"] = memorisation.summarize([row])
+    line = sample_report.one_line(summary)
+    assert "flagged" not in line and "1 cannot be judged without held-out images" in line
+    pictures = images_of(straight[0])[:2].reshape(2, 1, 32, 32)
+    content = sample_report.write_report(tmp_path, summary, [row], pictures).read_text()
+    assert "1 drawn images cannot be judged without held-out images" in content and "<td>not judged</td>" in content
 
 
 def test_a_killed_run_goes_on_after_its_last_round(config, straight, tmp_path, monkeypatch):
@@ -233,15 +255,21 @@ def test_colour_images_are_drawn_and_compared(config, tmp_path, monkeypatch):
     monkeypatch.setattr(run_lib, "_load_params", lambda *_: (params, 7))
     summary = run_lib.sample(config, str(tmp_path))
     assert summary["distances"]["features"] == 89 and summary["run"]["coil maps"] == "none"
-    assert summary["distances"]["between_splits"]["frechet"] > 0
+    assert summary["distances"]["equal_sizes"]["between_splits"]["frechet"] > 0
     assert images_of(tmp_path / "samples" / "generated").shape == (TOTAL, 16, 16, 3)
     assert imread(tmp_path / "samples" / "generated" / "nearest.png").ndim == 3
+    page = (tmp_path / "samples" / "generated" / "report.html").read_text()
+    assert "In their own colours" in page and "grey window" not in page and "diagnosis" not in page
 
 
-def test_precomputed_features_are_compared(config, tmp_path):
+def test_precomputed_features_are_compared_if_they_are_of_these_images(config, straight, tmp_path):
     rng = np.random.default_rng(0)
     drawn, reference = rng.normal(size=(TOTAL, 3)), rng.normal(size=(20, 3)) + 1
-    np.savez(tmp_path / "drawn.npz", features=drawn)
+    shutil.copytree(straight[0], tmp_path / "run" / "samples" / "generated")
+    with np.load(straight[0] / "images.npz", allow_pickle=False) as stored:
+        digest = stored["digest"]
+    assert str(digest) == hashlib.sha256(images_of(straight[0]).tobytes()).hexdigest()
+    np.savez(tmp_path / "drawn.npz", features=drawn, digest=digest)
     np.savez(tmp_path / "reference.npz", features=reference)
     config.sampling.features = str(tmp_path / "drawn.npz")
     assert "need sampling.reference_features" in find_problems(config)[0]
@@ -251,15 +279,20 @@ def test_precomputed_features_are_compared(config, tmp_path):
     summary = run_lib.sample(config, str(tmp_path / "run"))
     assert summary["distances"]["frechet"] == pytest.approx(frechet_distance(drawn, reference), rel=1e-9)
     assert "features" not in summary["definitions"]
+    np.savez(tmp_path / "drawn.npz", features=drawn, digest="of an earlier run")
+    assert "is of other images" in message_of(run_lib.sample, config, str(tmp_path / "run"))
 
 
 def test_what_does_not_fit_is_told_before_anything_is_written(config, tmp_path):
     workdir = tmp_path / "run"
     np.savez(tmp_path / "features.npz", features=np.zeros((5, 3)))
+    np.savez(tmp_path / "untold.npz", features=np.zeros((TOTAL, 3)))
     config.sampling.reference_features = str(tmp_path / "features.npz")
     assert "sampling.features gives 80 features" in message_of(run_lib.sample, config, str(workdir))
     config.sampling.features = str(tmp_path / "features.npz")
     assert "holds 5 images, sampling.num_images is 6" in message_of(run_lib.sample, config, str(workdir))
+    config.sampling.features = str(tmp_path / "untold.npz")
+    assert "store the 'digest' of their images.npz" in message_of(run_lib.sample, config, str(workdir))
     config.sampling.features = "smal"
     assert "'smal' cannot be read" in message_of(run_lib.sample, config, str(workdir))
     assert not workdir.exists()
@@ -268,7 +301,8 @@ def test_what_does_not_fit_is_told_before_anything_is_written(config, tmp_path):
 def test_joined_parts_are_one_array(tmp_path):
     whole = np.arange(24, dtype=np.complex64).reshape(6, 2, 2)
     parts = iter([whole[:4], whole[4:]])
-    generation.rounds.join(tmp_path / "a.npz", "images", parts, whole.shape, whole.dtype, step=np.array(3))
+    digest = generation.rounds.join(tmp_path / "a.npz", "images", parts, whole.shape, whole.dtype, step=np.array(3))
+    assert digest == hashlib.sha256(whole.tobytes()).hexdigest()
     with np.load(tmp_path / "a.npz", allow_pickle=False) as stored:
         np.testing.assert_array_equal(stored["images"], whole)
         assert stored["step"] == 3 and stored["images"].dtype == np.complex64

@@ -121,7 +121,21 @@ def test_ratios_of_special_cases():
     values, names = np.array([[0.2, np.inf], [0.0, 0.0]]), np.array([[1, -1], [1, 2]])
     rows = memorisation.rows_of("drawn", np.arange(2), values, names, float("nan"))
     assert np.isnan(rows[0]["over_second"]) and rows[1]["over_second"] == 1
-    assert not rows[0]["flagged"] and np.isnan(rows[0]["over_held_out"])
+    assert np.isnan(rows[0]["over_held_out"])
+
+
+def test_without_held_out_images_copies_of_near_duplicates_are_not_called_clean():
+    """A perfect copy of one of two equal acquisitions: the ratio to the second is 1, whatever the distance."""
+    values, names = np.array([[0.01, 0.01], [0.01, 0.5]]), np.array([[1, 2], [1, 2]])
+    rows = memorisation.rows_of("drawn", np.arange(2), values, names, float("nan"))
+    assert [row["flagged"] for row in rows] == [None, True]
+    table = memorisation.summarize(rows)["drawn"]
+    assert (table["flagged"], table["not_judged"]) == (1, 1)
+    table = memorisation.summarize(rows[:1])["drawn"]
+    assert (table["flagged"], table["not_judged"]) == (None, 1)
+    judged = memorisation.rows_of("drawn", np.arange(2), values, names, 0.5)
+    assert [row["flagged"] for row in judged] == [True, True]
+    assert memorisation.summarize(judged)["drawn"]["not_judged"] == 0
 
 
 def test_mirrored_colour_images_are_found():
