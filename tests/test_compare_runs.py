@@ -1,5 +1,9 @@
 """tools/compare_runs.py: the table of several evaluations, and what it says of folders that do not fit."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from infra.report import write_metrics_csv
@@ -37,3 +41,19 @@ def test_other_slices_and_missing_files_are_refused(tmp_path):
     one, other = written(tmp_path / "a", [20.0, 21.0]), written(tmp_path / "b", [20.0, 21.0], first_id=7)
     assert "not evaluated on the same slices" in message_of(compare, [one, other], "msm", ["psnr"])
     assert "run main.py --mode eval first" in message_of(compare, [tmp_path / "none"], "msm", ["psnr"])
+
+
+def test_the_tool_takes_folders_and_tells_mistakes_in_one_line(tmp_path):
+    one = written(tmp_path / "a", [20.0, 21.0])
+    tool = Path(__file__).resolve().parent.parent / "tools" / "compare_runs.py"
+
+    def run(*arguments):
+        return subprocess.run([sys.executable, tool, *arguments], capture_output=True, text=True, timeout=300)
+
+    done = run("--metrics=psnr", one)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == compare([one], "msm", ["psnr"]) + "\n"
+    failed = run("--metric=psnr", one)
+    assert (failed.returncode, failed.stdout) == (2, "")
+    [line] = failed.stderr.splitlines()
+    assert line.startswith("error: ") and "Unknown command line flag 'metric'" in line
