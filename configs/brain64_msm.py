@@ -28,12 +28,4 @@ def get_config(variant: str = ""):
     config.training.num_steps = 4500
     config.training.log_every = 25
     config.training.checkpoint_every = 500
-    return variants.apply(config, variant, {"demo": demo, "smoke": variants.smoke, **tasks.MRI})
-
-
-def demo(config):
-    """Short enough to watch: the loss falls, pictures and checkpoints appear."""
-    config.training.num_steps = 500
-    config.training.log_every = 10
-    config.training.checkpoint_every = config.training.sample_every = 250
-    return config
+    return variants.apply(config, variant, {"demo": variants.demo, "smoke": variants.smoke, **tasks.MRI})

@@ -32,12 +32,4 @@ def get_config(variant: str = ""):
     config.training.checkpoint_every = 500
     config.baselines.update(wavelet=0.02, tv=0.05)  # best of a grid on the validation patches
     config.eval.solvers = ("zero_filled", "tv", "l1_wavelet", "msm")
-    return variants.apply(config, variant, {"demo": demo, "smoke": variants.smoke, **tasks.IMAGES})
-
-
-def demo(config):
-    """Short enough to watch: the loss falls, pictures and checkpoints appear."""
-    config.training.num_steps = 500
-    config.training.log_every = 10
-    config.training.checkpoint_every = config.training.sample_every = 250
-    return config
+    return variants.apply(config, variant, {"demo": variants.demo, "smoke": variants.smoke, **tasks.IMAGES})

@@ -20,6 +20,14 @@ def apply(config: ConfigDict, variant: str, variants: Mapping[str, Callable[[Con
     return config
 
 
+def demo(config: ConfigDict) -> ConfigDict:
+    """The same experiment, short enough to watch: the loss falls, pictures and checkpoints appear."""
+    config.training.num_steps = 500
+    config.training.log_every = 10
+    config.training.checkpoint_every = config.training.sample_every = 250
+    return config
+
+
 def smoke(config: ConfigDict) -> ConfigDict:
     """The same experiment with a tiny network and a few steps, for tests: every line runs, nothing is learned."""
     config.model.num_channels = 8

@@ -1,9 +1,11 @@
 """Reading the command line, and telling the user about a mistake: one line each, no traceback."""
 
+import functools
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
-from absl import flags
+from absl import app, flags
 
 from infra.errors import UserError
 from registry import nearest
@@ -11,17 +13,34 @@ from registry import nearest
 FLAGS = flags.FLAGS
 
 
-def parse(argv: list[str]) -> list[str]:
-    """absl's parsing, except that a mistake is answered by one line and status 2."""
+def start(main: Callable[[list[str]], None], names: bool = False) -> NoReturn:
+    """Runs a tool: `main(argv)` with absl's flags. A mistake of the user's ends in one line and status 2.
+
+    `names`: whether argv may hold names beside the flags; else they are a mistake.
+    """
+
+    def run(argv: list[str]) -> None:
+        try:
+            main(argv)
+        except UserError as error:
+            fail(error)
+
+    app.run(run, flags_parser=functools.partial(parse, names=names))
+
+
+def parse(argv: list[str], names: bool = False) -> list[str]:
+    """absl's parsing, except that a mistake is answered by one line and status 2. `names`: see `start`."""
     try:
         rest = FLAGS(argv)
-        FLAGS.config.lock()  # a config file that does not exist is told at its first use
+        if "config" in FLAGS:
+            FLAGS.config.lock()  # a config file that does not exist is told at its first use
     except (flags.Error, AttributeError, OSError) as error:
         if "--debug" in argv:
             raise
         fail(_mistake(error, argv))
-    if len(rest) > 1:
-        fail(f"unexpected argument {rest[1]!r}: settings are given as --config.SECTION.SETTING=VALUE")
+    if len(rest) > 1 and not names:
+        given = ": settings are given as --config.SECTION.SETTING=VALUE" if "config" in FLAGS else ""
+        fail(f"unexpected argument {rest[1]!r}{given}")
     return rest
 
 

@@ -1,6 +1,9 @@
 """tools/compare_runs.py: the table of several evaluations, and what it says of folders that do not fit."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +52,19 @@ def test_unlike_evaluations_are_told(tmp_path):
         (folder / "summary.json").write_text(json.dumps(summary))
     assert differing_facts(folders, "msm") == [f"noise std differs: 0.005 in {folders[0]}, 0.1 in {folders[1]}"]
     assert differing_facts(folders[:1], "msm") == []
+
+
+def test_the_tool_takes_folders_and_tells_mistakes_in_one_line(tmp_path):
+    one = written(tmp_path / "a", [20.0, 21.0])
+    tool = Path(__file__).resolve().parent.parent / "tools" / "compare_runs.py"
+
+    def run(*arguments):
+        return subprocess.run([sys.executable, tool, *arguments], capture_output=True, text=True, timeout=300)
+
+    done = run("--metrics=psnr", one)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == compare([one], "msm", ["psnr"]) + "\n"
+    failed = run("--metric=psnr", one)
+    assert (failed.returncode, failed.stdout) == (2, "")
+    [line] = failed.stderr.splitlines()
+    assert line.startswith("error: ") and "Unknown command line flag 'metric'" in line

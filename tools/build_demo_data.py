@@ -20,12 +20,13 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from builders.simulate import crop_kspace  # noqa: E402
+from infra import command_line  # noqa: E402
 from infra.atomic import atomic_file  # noqa: E402
 from infra.errors import UserError  # noqa: E402
 
@@ -164,14 +165,5 @@ def main(_: list[str]) -> None:
     print(f"{out}: content as expected (SHA-256 {found})")
 
 
-def run() -> None:
-    """Entry point: user errors end in one line and status 2."""
-    try:
-        app.run(main)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    run()
+    command_line.start(main)

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -106,18 +106,15 @@ def compare(folders: list[Path], solver: str, metrics: list[str]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    try:
-        if len(argv) < 2:
-            raise UserError("name at least one evaluation folder, e.g. workdir/brain64/eval")
-        folders = [Path(name) for name in argv[1:]]
-        print(compare(folders, FLAGS.solver, list(FLAGS.metrics)))
-        for line in differing_facts(folders, FLAGS.solver):
-            print(f"note: {line}")
-    except UserError as error:
-        command_line.fail(error)
+    if len(argv) < 2:
+        raise UserError("name at least one evaluation folder, e.g. workdir/brain64/eval")
+    folders = [Path(name) for name in argv[1:]]
+    print(compare(folders, FLAGS.solver, list(FLAGS.metrics)))
+    for line in differing_facts(folders, FLAGS.solver):
+        print(f"note: {line}")
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("solver", "msm", "Whose results are compared.")
     flags.DEFINE_list("metrics", ["psnr", "ssim", "nmse"], "Columns of metrics.csv; the first one's gains are shown.")
-    app.run(main, flags_parser=command_line.parse)
+    command_line.start(main, names=True)

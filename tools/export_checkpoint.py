@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -15,7 +15,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import run_lib
 from infra import checkpoints, command_line, config_check, workdir
 from infra.atomic import atomic_write_json
-from infra.errors import UserError
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The run's config.")
@@ -27,13 +26,10 @@ flags.DEFINE_integer("step", None, "Which checkpoint; the newest if not given.",
 def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
-    try:
-        config_check.check(FLAGS.config)
-        workdir.check_checkpoint_config(FLAGS.workdir, FLAGS.config)
-        template = run_lib.build(FLAGS.config).template_params()
-        params, step = checkpoints.load_ema_params(FLAGS.workdir, template, FLAGS.step)
-    except UserError as error:
-        command_line.fail(error)
+    config_check.check(FLAGS.config)
+    workdir.check_checkpoint_config(FLAGS.workdir, FLAGS.config)
+    template = run_lib.build(FLAGS.config).template_params()
+    params, step = checkpoints.load_ema_params(FLAGS.workdir, template, FLAGS.step)
     path = checkpoints.export_params(FLAGS.out, params, step, {"step": step})
     atomic_write_json(os.path.join(FLAGS.out, "config.json"), FLAGS.config.to_dict())
     print(path)
@@ -41,4 +37,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir", "out"])
-    app.run(main, flags_parser=command_line.parse)
+    command_line.start(main)

@@ -9,7 +9,7 @@ Their code loads the file as it is, and so does torch.load("model.pt", weights_o
 import sys
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -48,11 +48,8 @@ def export_checkpoint(config: ConfigDict, folder: Path, out: Path, step: int | N
 def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
-    try:
-        config_check.check(FLAGS.config)
-        differing = export_checkpoint(FLAGS.config, Path(FLAGS.workdir), Path(FLAGS.out), FLAGS.step)
-    except UserError as error:
-        command_line.fail(error)
+    config_check.check(FLAGS.config)
+    differing = export_checkpoint(FLAGS.config, Path(FLAGS.workdir), Path(FLAGS.out), FLAGS.step)
     if differing:
         print(f"note: trained with {', '.join(differing)}; the authors' code would use it as something else")
     print(FLAGS.out)
@@ -64,4 +61,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "The .pt file to write.")
     flags.DEFINE_integer("step", None, "Which checkpoint; the newest if not given.", lower_bound=0)
     flags.mark_flags_as_required(["config", "workdir", "out"])
-    app.run(main, flags_parser=command_line.parse)
+    command_line.start(main)

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -69,12 +69,9 @@ def import_checkpoint(
 def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
-    try:
-        config_check.check(FLAGS.config)
-        source, folder = Path(FLAGS.checkpoint), Path(FLAGS.workdir)
-        print(import_checkpoint(FLAGS.config, source, folder, FLAGS.key, FLAGS.step, FLAGS.drop_variances))
-    except UserError as error:
-        command_line.fail(error)
+    config_check.check(FLAGS.config)
+    source, folder = Path(FLAGS.checkpoint), Path(FLAGS.workdir)
+    print(import_checkpoint(FLAGS.config, source, folder, FLAGS.key, FLAGS.step, FLAGS.drop_variances))
 
 
 if __name__ == "__main__":
@@ -85,4 +82,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("step", None, "Training steps behind it; by default from the name.", lower_bound=0)
     flags.DEFINE_bool("drop_variances", False, "Drop the variances that a network trained with learn_sigma predicts.")
     flags.mark_flags_as_required(["config", "checkpoint", "workdir"])
-    app.run(main, flags_parser=command_line.parse)
+    command_line.start(main)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -26,8 +26,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from jax.extend.core import Literal
 
-from infra import config_check
-from infra.errors import UserError
+from infra import command_line, config_check
 from models.adm import level_sizes
 from models.init import param_shapes
 from models.registry import get_model
@@ -132,22 +131,12 @@ def _total_lines(summary: Summary, batch_size: int) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    del argv
     config = _CONFIG.value
     config_check.check(config)
     print(report(config, summarize(config), _BATCH.value or config.training.batch_size))
 
 
-def run() -> None:
-    """Entry point: user errors end in one line and status 2."""
-    flags.mark_flag_as_required("config")
-    try:
-        app.run(main)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    run()
+    flags.mark_flag_as_required("config")
+    command_line.start(main)

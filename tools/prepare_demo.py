@@ -12,14 +12,14 @@ import sys
 import time
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only masks are drawn with JAX: leave accelerators to the training
 
 from builders.brain import Brains, default_settings
 from builders.store import prepare_store
-from infra.errors import UserError
+from infra import command_line
 
 _OUT = flags.DEFINE_string("out", None, "Folder of the store.", required=True)
 _SIZE = flags.DEFINE_integer("size", 64, "Rows and columns of the images: even, 16 to 128.")
@@ -57,14 +57,5 @@ def main(_: list[str]) -> None:
     )
 
 
-def run() -> None:
-    """Entry point: user errors end in one line and status 2."""
-    try:
-        app.run(main)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    run()
+    command_line.start(main)

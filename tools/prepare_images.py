@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only masks are drawn with JAX: leave accelerators to the training
@@ -24,6 +24,7 @@ from builders.folder import Division, Folder
 from builders.images import SPLITS, Images, PictureSet, Settings
 from builders.photos import Photos
 from builders.store import prepare_store
+from infra import command_line
 from infra.errors import UserError
 
 _FOLDER = flags.DEFINE_string("folder", None, "Take every PNG and JPEG of this folder and those below.")
@@ -78,14 +79,5 @@ def main(_: list[str]) -> None:
         print("files left out:", *(f"  {name}: {problem}" for name, problem in problems.items()), sep="\n")
 
 
-def run() -> None:
-    """Entry point: user errors end in one line and status 2."""
-    try:
-        app.run(main)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    run()
+    command_line.start(main)
