@@ -21,6 +21,7 @@ import pytest
 
 from configs.default import get_config
 from models.denoiser import Denoised
+from operators.acquisition import Acquisition
 from operators.masks import get_masks
 from operators.measurement import Measurement
 from operators.transform import Identity, MultiCoilFourier
@@ -105,6 +106,7 @@ def solve(toy, measurement, config, transforms, hyper, denoise=None):
         config=config,
         schedule=schedule,
         transform=transform,
+        operator=Acquisition(transform, config.solver.cg_steps),
         masks=get_masks(config),
         denoise=lambda params, s_t, mask, maps, t: exact(s_t, mask, maps, t),
     )
@@ -124,7 +126,7 @@ def predict(toy, measurement, config, hyper):
     """The solver's samples: their mean as a matrix K (pixels,n) that acts on y, and their covariance.
 
     At every level zhat = (I - gamma T R T^H M) T T^H D u + gamma T R T^H M y, R = (T^H M T + mu I)^-1, with
-    mu = damping (rho / r)^2, r^-2 = sigma^-2 + sigma_data^-2.
+    mu = damping (rho / r)^2, r^-2 = sigma^-2 + sigma_data^-2; R T^H M is (M T)^+ for 'pseudo_inverse'.
     """
     operator, seen, _, rho = linear_parts(toy, measurement)
     adjoint, n = operator.conj().T, len(operator)
@@ -132,8 +134,10 @@ def predict(toy, measurement, config, hyper):
     mean, covariance = np.zeros((n, n), operator.dtype), toy.unit * sigmas[0] ** 2 * np.eye(n)
     for now, after in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
         mu = max(hyper["damping"] * rho**2 * (now**-2 + config.denoiser.sigma_data**-2), 1e-5)
-        normal = adjoint @ (seen[:, None] * operator)
-        gain = hyper["gamma"] * operator @ np.linalg.inv(normal + mu * np.eye(len(normal))) @ (adjoint * seen)
+        inverse = np.linalg.inv(adjoint @ (seen[:, None] * operator) + mu * np.eye(len(adjoint))) @ (adjoint * seen)
+        if config.solver.consistency == "pseudo_inverse":
+            inverse = np.linalg.pinv(seen[:, None] * operator)
+        gain = hyper["gamma"] * operator @ inverse
         move = (np.eye(n) - gain) @ operator @ adjoint @ toy.posterior_means(now)[0]
         zhat, spread = move @ mean + gain, move @ covariance @ move.conj().T
         fresh = fresh_noise(config.solver.step, hyper["eta"], now, after)
@@ -155,19 +159,19 @@ def exact_posterior(toy, measurement):
 
 
 @pytest.mark.parametrize(
-    ("toy", "noise_std", "schedule", "step", "hyper"),
+    ("toy", "noise_std", "schedule", "step", "consistency", "hyper"),
     [
-        (boxes_toy, 0.0, "ddpm", "renoise", {}),
-        (boxes_toy, 0.1, "edm", "renoise", {"eta": 0.85, "damping": 2.0}),
-        (boxes_toy, 0.1, "edm", "ddim", {"gamma": 0.7}),
-        (coils_toy, 0.1, "edm", "renoise", {}),
-        (coils_toy, 0.05, "ddpm", "ddim", {"eta": 0.0, "gamma": 1.75}),
+        (boxes_toy, 0.0, "ddpm", "renoise", "least_squares", {}),
+        (boxes_toy, 0.1, "edm", "ddim", "least_squares", {"eta": 0.85, "damping": 2.0}),
+        (boxes_toy, 0.0, "edm", "renoise", "pseudo_inverse", {"eta": 0.85, "gamma": 1.75}),
+        (coils_toy, 0.1, "edm", "renoise", "least_squares", {}),
+        (coils_toy, 0.05, "ddpm", "ddim", "least_squares", {"eta": 0.0, "gamma": 0.7}),
     ],
 )
-def test_mean_of_the_solver_is_the_affine_recursion(toy, noise_std, schedule, step, hyper):
+def test_mean_of_the_solver_is_the_affine_recursion(toy, noise_std, schedule, step, consistency, hyper):
     """Without noise the solver returns the mean over its samples, to rounding."""
     toy, hyper = whole(toy()), {**HYPER, **hyper}
-    config = posterior_config(toy, schedule, num_levels=12, step=step)
+    config = posterior_config(toy, schedule, num_levels=12, step=step, consistency=consistency)
     measurement = acquire(toy, noise_std)
     x = solve(toy, measurement, config, QUIET, hyper)[0]
     expected = predict(toy, measurement, config, hyper)[0] @ measurement.y.ravel()
