@@ -49,6 +49,7 @@ LAYER_NAMES = {
 OUTPUT_NAMES = {"out_norm": "out.0", "out_conv": "out.2"}
 KERNEL_DIMS = {"skip": 2, "qkv": 1, "proj_out": 1}  # 1x1 convolutions there (2-D or 1-D) that are linear maps here
 
+LARGEST_PICKLE = 64 * 2**20  # bytes; that of an ADM U-Net has some 100 kB
 MOST_TOLD = 20  # differences that an error lists; a wrong network has hundreds
 
 # What a damaged or hostile file can make zipfile, pickle and numpy raise.
@@ -90,14 +91,22 @@ class _Names(pickle.Unpickler):
 
 
 class _Reader(_Names):
-    """Unpickler of one checkpoint in PyTorch's zip format."""
+    """Unpickler of one checkpoint in PyTorch's zip format. Nothing is read that is more than told."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str):
-        super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))
         self._archive, self._root = archive, root
-        names = archive.namelist()
-        order = archive.read(f"{root}/byteorder") if f"{root}/byteorder" in names else b"little"
+        size = archive.getinfo(f"{root}/data.pkl").file_size
+        if size > LARGEST_PICKLE:
+            raise UserError(f"its data.pkl has {size} bytes, more than any state dict's ({LARGEST_PICKLE})")
+        super().__init__(io.BytesIO(self._read("data.pkl", size)))
+        order = self._read("byteorder", 10) if f"{root}/byteorder" in archive.namelist() else b"little"
         self._byte_order: Literal[">", "<"] = ">" if order.strip() == b"big" else "<"
+        self._storages: dict[tuple[str, str], np.ndarray] = {}
+
+    def _read(self, name: str, size: int) -> bytes:
+        """The first `size` bytes of an entry; never more, whatever a packed one unfolds to."""
+        with self._archive.open(f"{self._root}/{name}") as file:
+            return file.read(size)
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         """Returns the storage ("storage", type, key, device, number of entries) as a flat array."""
@@ -105,10 +114,14 @@ class _Reader(_Names):
         if kind != "storage" or not re.fullmatch(r"\d+", key):
             raise UserError(f"unknown storage record {pid!r}")
         dtype = np.dtype(STORAGE_DTYPES[storage_type]).newbyteorder(self._byte_order)
-        raw = self._archive.read(f"{self._root}/data/{key}")
-        if len(raw) != count * dtype.itemsize:
-            raise UserError(f"storage {key} has {len(raw)} bytes instead of {count * dtype.itemsize}")
-        return _storage(raw, dtype, storage_type)
+        entry, size = self._archive.getinfo(f"{self._root}/data/{key}"), count * dtype.itemsize
+        if entry.file_size != size:
+            raise UserError(f"storage {key} has {entry.file_size} bytes instead of {size}")
+        if entry.compress_type != zipfile.ZIP_STORED:  # a small file could ask for any amount of memory
+            raise UserError(f"storage {key} is compressed, which torch.save never does: zip it again without")
+        if (storage_type, key) not in self._storages:
+            self._storages[storage_type, key] = _storage(self._read(f"data/{key}", size), dtype, storage_type)
+        return self._storages[storage_type, key]
 
 
 def _storage(raw: bytes, dtype: np.dtype, storage_type: str) -> np.ndarray:
@@ -133,7 +146,8 @@ class _OldReader(_Names):
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         kind, storage_type, key, _, count, view = pid
-        if kind != "storage" or storage_type not in STORAGE_DTYPES or view is not None or not 0 <= count <= self._limit:
+        known = kind == "storage" and storage_type in STORAGE_DTYPES and view is None
+        if not known or not 0 <= count * np.dtype(STORAGE_DTYPES[storage_type]).itemsize <= self._limit:
             raise UserError(f"unknown storage record {pid!r}")
         self.wanted[key] = (storage_type, count)
         return self._storages[key] if key in self._storages else np.zeros(count, np.float32)

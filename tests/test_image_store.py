@@ -1,6 +1,7 @@
 """What a store of pictures holds, how it is made, and how it is read."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -153,6 +154,17 @@ def test_another_file_makes_another_store(pictures, image_store, tmp_path):
     shutil.copy(pictures / "00.jpg", tmp_path / "more" / "zz.jpg")
     message = message_of(store.prepare_store, image_store, source(tmp_path / "more"))
     assert "pictures 11 files" in message and "instead of 12 files" in message
+
+
+def test_a_changed_picture_of_equal_size_makes_another_store(pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "copy")
+    before = source(pictures).identity()
+    assert source(tmp_path / "copy").identity() == before
+    path = tmp_path / "copy" / "04.png"
+    content, times = path.read_bytes(), path.stat()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert source(tmp_path / "copy").identity() != before
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Pictures of a folder: which files are found, how they are divided, decoded, cropped and shrunk."""
 
+import hashlib
 import io
 import shutil
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from builders.folder import Division, Folder, divide, find_pictures, read_picture
+from builders.folder import Division, Folder, divide, example_ids, find_pictures, read_picture
 from infra.errors import UserError
 from tests.checks import message_of
 
@@ -167,16 +168,63 @@ def test_bad_files_are_told_and_the_rest_is_done(pictures, tmp_path):
     (folder / "small.png").write_bytes(encoded(picture(8, 8, 3)))
     outside.write_bytes(encoded(picture(40, 40, 3)))
     (folder / "link.png").symlink_to(outside)
-    (folder / "inside.png").symlink_to(folder / "02.png")
+    (folder / ".real.png").write_bytes(encoded(picture(41, 41, 3)))
+    (folder / "inside.png").symlink_to(folder / ".real.png")
     found = Folder(folder, Division(counts={"test": 2, "validation": 2}))
     splits = found.read(32, tmp_path)
     assert set(found.problems) == {"broken.png", "cut.png", "small.png", "link.png"}
     assert "leads out of the folder" in found.problems["link.png"] and str(tmp_path) not in str(found.problems)
     read = {p.name: p for split in splits.values() for p in (split[i] for i in range(len(split)))}
     assert set(read) == set(found.names) - set(found.problems) and len(read) == 12
-    np.testing.assert_array_equal(read["inside.png"].pixels, read["02.png"].pixels)
-    assert read["02.png"].example_id == found.names.index("02.png")
+    np.testing.assert_array_equal(read["inside.png"].pixels, read_picture((folder / ".real.png").read_bytes(), 32))
+    assert {name: p.example_id for name, p in read.items()}.items() < example_ids(found.names).items()
     assert found.describe()["left_out"] == found.problems
+
+
+def test_the_same_picture_under_two_names_is_taken_once(pictures, tmp_path):
+    """Copies, and other files of the same pixels, whichever splits they are in: the first path stays."""
+    folder, last = tmp_path / "twice", tmp_path / "last.txt"
+    shutil.copytree(pictures, folder)
+    for name in ("01.png", "zz.png"):
+        shutil.copy(folder / "02.png", folder / name)
+    with Image.open(folder / "04.png") as image:
+        image.save(folder / "other.png", compress_level=0)
+    assert (folder / "other.png").read_bytes() != (folder / "04.png").read_bytes()
+    last.write_text("zz.png\nother.png\n00.jpg\n")
+    found = Folder(folder, Division({"test": last}))
+    splits = found.read(32, tmp_path)
+    assert found.problems == {
+        "02.png": "same picture as 01.png",
+        "zz.png": "same picture as 01.png",
+        "other.png": "same picture as 04.png",
+    }
+    assert [p.name for p in (splits["test"][i] for i in range(len(splits["test"])))] == ["00.jpg"]
+    assert sum(map(len, splits.values())) == 11
+
+
+def test_ids_belong_to_the_path_alone():
+    many = names(2000)
+    ids = example_ids(many)
+    assert len(set(ids.values())) == 2000 and all(0 <= number < 2**31 for number in ids.values())
+    assert ids["00007.png"] == int(hashlib.sha256(b"00007.png").hexdigest()[:8], 16) // 2
+    after = example_ids(["0.png", *many[5:], "new/00007.png"])
+    assert all(after[name] == ids[name] for name in many[5:])
+
+
+def test_paths_that_share_an_id_are_told_apart_whatever_their_order(monkeypatch):
+    """Hashes of two words: the second path with the first word 0 takes its second; one that finds none is told."""
+    words = {b"a": [0, 2], b"b": [0, 4], b"c": [0, 0], b"d": [0, 0]}
+
+    class Narrow:
+        def __init__(self, data: bytes):
+            self._words = words[data]
+
+        def digest(self) -> bytes:
+            return b"".join(word.to_bytes(4, "big") for word in self._words)
+
+    monkeypatch.setattr(hashlib, "sha256", Narrow)
+    assert example_ids(["a", "b"]) == example_ids(["b", "a"]) == {"a": 0, "b": 2}
+    assert "'d' finds no free id" in message_of(example_ids, ["c", "d"])
 
 
 def test_a_split_without_any_good_file_is_an_error(tmp_path):

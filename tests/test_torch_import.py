@@ -191,6 +191,29 @@ def test_damaged_contents(tmp_path, pickled, expected):
     assert expected in message_of(read_state_dict, write(tmp_path / "a.pt", pickled, s0=VALUES))
 
 
+@pytest.mark.parametrize("bomb", ["pickle", "storage", "compressed storage"])
+def test_small_files_of_huge_contents_are_refused_before_they_are_unpacked(tmp_path, monkeypatch, bomb):
+    """65 MB of zeros are 65 kB of zip file."""
+    huge, path = 65 * 2**20, tmp_path / "a.pt"
+    count = huge // 4 if bomb == "compressed storage" else 24
+    pickled = state(a=tensor("0", count, (24,), (1,)))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("net/data.pkl", bytes(huge) if bomb == "pickle" else pickled)
+        archive.writestr("net/data/0", bytes(huge))
+    assert path.stat().st_size < 100_000
+    read, most = zipfile.ZipExtFile.read, []
+
+    def watched(self, n=-1):
+        content = read(self, n)
+        most.append(len(content))
+        return content
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", watched)
+    told = {"pickle": "its data.pkl has 68157440 bytes", "storage": "has 68157440 bytes instead of 96"}
+    assert told.get(bomb, "storage 0 is compressed") in message_of(read_state_dict, path)
+    assert sum(most) < 10_000
+
+
 def test_other_files(tmp_path):
     assert "does not exist" in message_of(read_state_dict, tmp_path / "none.pt")
     (tmp_path / "old.pt").write_bytes(pickle.dumps({"a": 1}))
