@@ -246,3 +246,21 @@ def test_without_redraw_the_stored_mask_and_noise_are_all_there_is():
     prepared = losses.get_prepare_fn(config, transform, masks)(jax.vmap(jax.random.key)(jnp.arange(4)), m)
     np.testing.assert_array_equal(prepared.y, m.y)
     np.testing.assert_array_equal(prepared.mask, m.mask)
+
+
+def test_oracle_and_msm_loss_are_one_where_nothing_is_missing():
+    """On images T is the identity: with a mask of ones both losses see the same noise and the same network call."""
+    config = noisy_config("msm")
+    config.data.augment, config.loss.min_keep = (), 1.0
+    config.transform.name, config.masks.name, config.masks.grid, config.masks.drop = "identity", "random_boxes", 4, 6
+    schedule, transform = get_schedule(config), get_transform(config)
+    denoise = get_denoise_fn(config, schedule, transform, lambda params, images, time: images @ params)
+    mix = np.asarray([[0.3, -0.1, 0.0], [0.2, 0.4, 0.1], [0.0, 0.1, 0.2]], np.float32)
+    y = np.random.default_rng(0).uniform(-1, 1, (3, SIZE, SIZE, 3)).astype(np.float32)
+    ids = np.arange(3, dtype=np.int32)
+    m = Measurement(y, np.ones((3, SIZE, SIZE, 1), bool), None, np.zeros(3, np.float32), ids)
+    one, other = (
+        losses.LOSSES[name](config, schedule, transform, get_masks(config), denoise)(mix, m, jax.random.key(4))
+        for name in ("msm", "dsm")
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-5)
