@@ -319,23 +319,48 @@ def eval_batches(config, split: str, batch_size: int, max_examples: int = 0) -> 
         raise UserError(
             f"{config.data.dir}: ids of acquisitions and references of split {split!r} differ; make it again"
         )
-    chosen = np.arange(len(acquisitions))
-    if 0 < max_examples < len(chosen):
-        chosen = np.rint(np.linspace(0, len(chosen) - 1, max_examples)).astype(int)
     simulated = _get_task_fn(config)
 
     def batches() -> Iterator[EvalExample]:
-        for start in range(0, len(chosen), batch_size):
-            indices = chosen[start : start + batch_size]
-            padding = batch_size - len(indices)
-            padded = np.concatenate([indices, np.repeat(indices[:1], padding)])
+        for padded, real in _spread(len(acquisitions), batch_size, max_examples):
             measurement = acquisitions.batch(padded)
             images = references.batch(padded)
             measurement = measurement if simulated is None else simulated(images, measurement)
-            ids = np.where(np.arange(batch_size) < len(indices), measurement.example_id, PADDING_ID).astype(np.int32)
-            yield EvalExample(dataclasses.replace(measurement, example_id=ids), images, references.volumes(padded))
+            yield EvalExample(_mark_padding(measurement, real), images, references.volumes(padded))
 
     return batches()
+
+
+def measurement_batches(config, split: str, batch_size: int, max_examples: int = 0) -> Iterator[Measurement]:
+    """Yields the measurements of `eval_batches`; where the store's acquisitions are the task it opens no reference.
+
+    References need not exist then. A task that is simulated from them reads them, and hands none of them on.
+
+    Args, Raises: as `eval_batches`; `split` may be 'train' too where `config.task.name` is 'acquired'.
+    """
+    if config.task.name != "acquired":
+        return (example.measurement for example in eval_batches(config, split, batch_size, max_examples))
+    acquisitions = open_acquisitions(config, split, config.eval.acquisition)
+    chosen = _spread(len(acquisitions), batch_size, max_examples)
+    return (_mark_padding(acquisitions.batch(padded), real) for padded, real in chosen)
+
+
+def _spread(total: int, batch_size: int, max_examples: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields (places of a batch, how many of them are no padding) of at most `max_examples` evenly spread examples."""
+    chosen = np.arange(total)
+    if 0 < max_examples < total:
+        chosen = np.rint(np.linspace(0, total - 1, max_examples)).astype(int)
+    for start in range(0, len(chosen), batch_size):
+        indices = chosen[start : start + batch_size]
+        padding = np.repeat(indices[:1], batch_size - len(indices))
+        yield np.concatenate([indices, padding]), len(indices)
+
+
+def _mark_padding(measurement: Measurement, real: int) -> Measurement:
+    """The batch with PADDING_ID as id of all but its first `real` examples."""
+    ids = measurement.example_id
+    ids = np.where(np.arange(len(ids)) < real, ids, PADDING_ID).astype(np.int32)
+    return dataclasses.replace(measurement, example_id=ids)
 
 
 def _get_task_fn(config) -> Callable[[np.ndarray, Measurement], Measurement] | None:

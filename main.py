@@ -14,7 +14,7 @@ config_flags.DEFINE_config_file(
     "config", None, "configs/NAME.py or configs/NAME.py:VARIANT; --config.SECTION.SETTING=VALUE changes one setting."
 )
 flags.DEFINE_string("workdir", None, "Folder of the run: everything it writes lands there; the same command resumes.")
-flags.DEFINE_enum("mode", "train", ["train", "eval", "sample"], "What to do.")
+flags.DEFINE_enum("mode", "train", ["train", "eval", "tune", "sample"], "What to do.")
 flags.DEFINE_string(
     "cache", os.path.join(os.path.expanduser("~"), ".cache", "msm-jax"), "Folder of compiled programs; empty: none."
 )
@@ -34,6 +34,7 @@ def run() -> None:
     modes = {
         "train": lambda: run_lib.train(FLAGS.config, FLAGS.workdir),
         "eval": lambda: run_lib.evaluate(FLAGS.config, FLAGS.workdir, command),
+        "tune": lambda: run_lib.tune(FLAGS.config, FLAGS.workdir, command),
         "sample": lambda: run_lib.sample(FLAGS.config, FLAGS.workdir, command),
     }
     modes[FLAGS.mode]()

@@ -1,4 +1,4 @@
-"""The program's three modes, train, evaluate and sample: building the experiment once, then loops and wiring only."""
+"""The program's modes, train, evaluate, tune and sample: building the experiment once, then loops and wiring only."""
 
 import dataclasses
 import logging
@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 import datasets
 import evaluation
-from infra import checkpoints, figures, generation, preemption, report, rounds, sharding, workdir, writers
+import tuning
+from infra import checkpoints, figures, generation, preemption, report, rounds, sharding, tuned, workdir, writers
 from infra.atomic import atomic_write_bytes
 from infra.errors import UserError
 from infra.progress import Progress
@@ -208,6 +209,7 @@ def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, An
     task = get_task(config, experiment.transform)
     experiment = dataclasses.replace(experiment, operator=task.operator)
     solvers = {name: get_solver(config, experiment, name) for name in settings.solvers}
+    solvers = tuned.apply(settings.tuned, solvers) if settings.tuned else solvers
     params, step = _load_params(experiment, folder)
     with workdir.open_workdir(folder, config, "eval") as run:
         writers.setup_logging(run.root, "eval")
@@ -243,7 +245,7 @@ def _stamp(config: ConfigDict, solvers: dict[str, Solver], params, info: dict[st
     """What a finished round depends on; a round of another stamp is computed again."""
     names = ("eval", "task", "solver", "denoiser", "schedule", "transform", "model", "masks")
     sections = {name: config[name].to_dict() for name in names}
-    for name in ("checkpoint", "metrics", "lpips_network", "lpips_weights"):
+    for name in ("checkpoint", "tuned", "metrics", "lpips_network", "lpips_weights"):
         sections["eval"].pop(name)  # the parameters themselves count, not where they lie; measured is afterwards
     told = {name: (dict(solver.hyper), solver.nfe, solver.num_samples) for name, solver in solvers.items()}
     data = {name: value for name, value in info.items() if name not in ("notes", "licences", "versions")}
@@ -299,6 +301,7 @@ def _report(
         "split": f"{settings.split} of {config.data.dir}",
         "seed": config.seed,
         "hyper-parameters": {name: dict(s.hyper) for name, s in solvers.items() if s.hyper},
+        **({"tuned by": settings.tuned} if settings.tuned else {}),
     }
     primary = "msm" if "msm" in solvers else settings.solvers[-1]
     summary = evaluation.summarize(
@@ -354,3 +357,40 @@ def sample(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]
         where = run.path(f"samples/{config.sampling.folder}")
         planned = generation.draw(experiment, params, acquisitions, where)
         return generation.report(experiment, acquisitions, judge, planned, where, step, command)
+
+
+def tune(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]:
+    """Searches the hyper-parameters of `tune.solver` that serve the task of evaluation best, until `tune.trials`.
+
+    Writes study.db (whose trials a second start does not repeat), trials.csv, history.png, slices.png and best.json,
+    for `eval.tuned`, into `tune.folder` of the workdir; returns the solver's entry of best.json.
+    """
+    from infra import study  # loads Optuna, which no other mode needs
+
+    settings, info = config.tune, datasets.dataset_info(config, config.eval.acquisition)
+    given, config = config, config.copy_and_resolve_references()
+    config.eval.num_samples = settings.num_samples
+    experiment = build(config)
+    experiment = dataclasses.replace(experiment, operator=get_task(config, experiment.transform).operator)
+    solver = get_solver(config, experiment, settings.solver)
+    if not solver.search:
+        raise UserError(f"tune.solver is {settings.solver!r}: it declares no hyper-parameter to search; choose another")
+    objective = tuning.get_objective(config, experiment.operator)
+    read = datasets.eval_batches if objective.needs_references else datasets.measurement_batches
+    batches = [objective.judge(b) for b in read(config, settings.split, settings.batch_size, settings.max_examples)]
+    if not any(batch.counts.any() for batch in batches):
+        raise UserError(f"split {settings.split!r} of {config.data.dir} has nothing to hide: choose another tune.split")
+    params, step = _load_params(experiment, folder) if solver.nfe else (None, 0)
+    with workdir.open_workdir(folder, given, "tune") as run:
+        writers.setup_logging(run.root, "tune")
+        evaluate_trial = study.get_trial_fn(experiment, solver, params, batches)
+        if jax.process_index() != 0:
+            study.run(None, list(solver.search), evaluate_trial, settings.trials)
+            return {}
+        where, name = run.path(settings.folder), study.name_of(config, solver, params, info)
+        with study.Study(
+            where / "study.db", name, solver.search, solver.hyper, config.seed, objective.minimise
+        ) as trials:
+            study.run(trials, list(solver.search), evaluate_trial, settings.trials)
+            facts = {"checkpoint": config.eval.checkpoint or "this workdir", "training step": step, "command": command}
+            return study.write(experiment, solver, objective, batches, trials.trials, where, **facts)

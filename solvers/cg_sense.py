@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from operators.conjugate_gradient import conjugate_gradient
 from operators.measurement import Measurement
-from solvers.registry import SOLVERS, Solver
+from solvers.registry import SOLVERS, Range, Solver
 
 ITERATIONS = 30
 
@@ -32,4 +32,4 @@ def get_cg_sense_solver(config, experiment) -> Solver:
             x = conjugate_gradient(lambda v: operator.normal(v, mask, maps) + ridge * v, rhs, ITERATIONS)
         return x[None]
 
-    return Solver(solve=solve, hyper={"lam": config.baselines.ridge})
+    return Solver(solve=solve, hyper={"lam": config.baselines.ridge}, search={"lam": Range(1e-5, 1.0, log=True)})

@@ -13,7 +13,7 @@ import numpy as np
 
 from operators import wavelet
 from operators.measurement import Measurement
-from solvers.registry import SOLVERS, Solver
+from solvers.registry import SOLVERS, Range, Solver
 
 ITERATIONS = 100
 SHIFT_SEED = 0  # the same shifts for every example and run: the solver is deterministic
@@ -68,4 +68,4 @@ def get_l1_wavelet_solver(config, experiment) -> Solver:
         (x, _, _), _ = jax.lax.scan(step, (length * rhs, length * rhs, jnp.float32(1)), jnp.asarray(shifts))
         return x[None]
 
-    return Solver(solve=solve, hyper={"lam": config.baselines.wavelet})
+    return Solver(solve=solve, hyper={"lam": config.baselines.wavelet}, search={"lam": Range(1e-5, 0.3, log=True)})

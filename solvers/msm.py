@@ -29,10 +29,13 @@ from operators.measurement import Measurement
 from operators.operator import Operator, every_copy
 from registry import Registry
 from sampling import get_sampler, get_settings
-from solvers.registry import SOLVERS, Solver
+from solvers.registry import SOLVERS, Range, Solver
 
 START_RIDGE = 0.003  # of the Tikhonov image that a warm start begins from
 MIN_DAMPING = 1e-5  # keeps noiseless problems with a null space solvable in float32
+
+SEARCH = {"gamma": Range(0.1, 2.0), "eta": Range(0.0, 1.0)}  # gamma >= 2 overshoots the data by what it missed them
+SEARCH_DAMPING = {"damping": Range(0.03, 100.0, log=True)}  # only least_squares has one
 
 
 @SOLVERS.register("msm")
@@ -69,6 +72,7 @@ def get_msm_solver(config, experiment) -> Solver:
     return Solver(
         solve=solve,
         hyper={name: config.solver[name] for name in ("gamma", "damping", "eta")},
+        search=SEARCH | (SEARCH_DAMPING if config.solver.consistency == "least_squares" else {}),
         num_samples=num_samples,
         nfe=len(schedule.grid(settings.num_levels, settings.start_sigma)) * settings.w,
     )

@@ -14,6 +14,22 @@ SolveFn = Callable[[jax.Array, Any, Measurement, Hyper], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
+class Range:
+    """Where tuning looks for the best value of a hyper-parameter: from `low` to `high`, evenly in its logarithm or not.
+
+    A logarithmic range starts above 0.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+
+    def nearest(self, value: float) -> float:
+        """The value of the range that is nearest to `value`."""
+        return min(max(float(value), self.low), self.high)
+
+
+@dataclasses.dataclass(frozen=True)
 class Solver:
     """A way to reconstruct images from measurements, with its settings' defaults.
 
@@ -23,12 +39,14 @@ class Solver:
         The result of one example depends on its own acquisition, its example_id and `key`, never on its batch-mates.
         Deterministic solvers return K = 1 and ignore `key` and `params` (both may be None).
       hyper: default hyper-parameters by name; pass `{**solver.hyper, **changes}` to `solve`.
+      search: for those of `hyper` that `--mode tune` searches, where; a hyper-parameter without effect is not in it.
       num_samples: K, posterior samples per scan.
       nfe: network calls per sample; 0 for classical methods.
     """
 
     solve: SolveFn
     hyper: Mapping[str, float]
+    search: Mapping[str, Range] = dataclasses.field(default_factory=dict)
     num_samples: int = 1
     nfe: int = 0
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from operators.measurement import Measurement
-from solvers.registry import SOLVERS, Solver
+from solvers.registry import SOLVERS, Range, Solver
 
 ITERATIONS = 300
 STEP_X, STEP_U = 0.5, 0.15  # for |H| = 1: 2 - 8 * 0.15 = 0.8 >= 1/2; else divided and multiplied by |H|^2
@@ -54,4 +54,4 @@ def get_tv_solver(config, experiment) -> Solver:
         x, _ = jax.lax.fori_loop(0, ITERATIONS, step, (rhs / energy, jnp.zeros_like(gradient(rhs))))
         return x[None]
 
-    return Solver(solve=solve, hyper={"lam": config.baselines.tv})
+    return Solver(solve=solve, hyper={"lam": config.baselines.tv}, search={"lam": Range(1e-5, 0.3, log=True)})

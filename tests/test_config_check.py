@@ -107,6 +107,9 @@ def test_every_config_file_is_sound(name):
         ("eval.folder", "/tmp/eval", "inside the workdir"),
         ("eval.folder", "checkpoints/eval", "none of checkpoints"),
         ("eval.checkpoint", None, "text"),
+        ("tune.objective", "helt_out", "did you mean 'held_out'?"),
+        ("tune.hide", 1.0, "less than 1"),
+        ("tune.folder", "eval/tune", "none of checkpoints"),
     ],
 )
 def test_one_wrong_setting_is_one_line_that_names_it(key, value, told):

@@ -1,4 +1,4 @@
-"""The program as its users start it: train, eval and sample in processes of their own, on a toy store."""
+"""The program as its users start it: train, eval, tune and sample in processes of their own, on a toy store."""
 
 import importlib
 import json
@@ -23,7 +23,7 @@ from operators.measurement import Measurement
 from tests.checks import hashes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-MODES = ("train", "eval", "sample")
+MODES = ("train", "eval", "tune", "sample")
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # halves the compilation
 
 
@@ -56,6 +56,10 @@ def test_workdir_holds_what_the_design_promises(first):
         *(f"samples/generated/{name}" for name in ("images.npz", "grid.png", "nearest.png", "memorisation.csv")),
         *("samples/generated/summary.json", "samples/generated/report.html", "samples/generated/rounds/round_0000.npz"),
         "eval/report.html",
+        *(
+            "tune.log",
+            *(f"tune/{name}" for name in ("best.json", "trials.csv", "history.png", "slices.png", "study.db")),
+        ),
         *("eval/rounds/round_0000.npz", "eval/rounds/round_0001.npz", "eval/figures/psnr_per_slice.png"),
     ]
     assert not [name for name in promised if name not in files]

@@ -1,0 +1,246 @@
+"""Tuning as a study: its finished trials in an SQLite file, what to try next, and the results in the workdir.
+
+Nothing of an interrupted trial is stored: it is done again. What trial n tries depends on the seed, n and the earlier
+trials alone, so a study that was stopped goes on as if it had not been. Process 0 owns the file; the others are told.
+"""
+
+import logging
+import sqlite3
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from evaluation import summarize_samples
+from infra import figures, preemption, rounds, sharding, tuned, workdir
+from infra.atomic import atomic_write_bytes
+from infra.errors import UserError
+from infra.progress import Progress
+from infra.report import write_metrics_csv
+from solvers.registry import Range, Solver
+from tuning import Judged, Objective
+
+SAMPLER = "tree-structured Parzen estimator (Optuna), after the defaults and 9 random trials"
+RANDOM_TRIALS = 10  # the defaults' included: before them the estimator has nothing to go by
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A finished trial; `value` is None if it failed, that is if it gave a number that is not finite."""
+
+    number: int
+    hyper: Mapping[str, float]
+    value: float | None
+
+
+class Study:
+    """The finished trials of one search, in a file that may hold other searches too.
+
+    Args:
+      path: of the SQLite file, made if missing.
+      name: of the search: equal names continue each other.
+      search: what is searched.
+      defaults: the hyper-parameters of the first trial, moved into their ranges.
+      seed: of the suggestions.
+      minimise: whether small values are good.
+
+    Raises UserError if the file is damaged.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        search: Mapping[str, Range],
+        defaults: Mapping[str, float],
+        seed: int,
+        minimise: bool,
+    ):
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _check_file(path)
+        self._first = {key: found.nearest(defaults[key]) for key, found in search.items()}
+        self._space: dict[str, BaseDistribution] = {
+            key: FloatDistribution(r.low, r.high, log=r.log) for key, r in search.items()
+        }
+        self._seed, self._direction = seed, StudyDirection.MINIMIZE if minimise else StudyDirection.MAXIMIZE
+        self._storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+        self._study = optuna.create_study(
+            storage=self._storage, study_name=name, direction=self._direction, load_if_exists=True
+        )
+
+    def __enter__(self) -> "Study":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._storage.remove_session()
+        self._storage.engine.dispose()
+
+    @property
+    def trials(self) -> list[Trial]:
+        """The finished trials in order."""
+        return [Trial(t.number, t.params, t.value) for t in self._study.get_trials(deepcopy=False)]
+
+    def suggest(self) -> dict[str, float]:
+        """What the next trial tries."""
+        past = self._study.get_trials(deepcopy=False)
+        if not past:
+            return dict(self._first)
+        seed = int(np.random.SeedSequence((self._seed, len(past))).generate_state(1)[0])
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_TRIALS)
+        asked = optuna.create_study(direction=self._direction, sampler=sampler)  # in memory: nothing unfinished on disk
+        asked.add_trials(past)
+        return asked.ask(self._space).params
+
+    def record(self, hyper: Mapping[str, float], value: float) -> None:
+        """Stores a trial; a value that is not finite makes it a failed one, which the search does not learn from."""
+        finite = bool(np.isfinite(value))
+        state = TrialState.COMPLETE if finite else TrialState.FAIL
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                state=state, params=dict(hyper), distributions=self._space, value=value if finite else None
+            )
+        )
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        return
+    connection = sqlite3.connect(path)
+    try:
+        (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.DatabaseError as error:
+        answer = str(error)
+    finally:
+        connection.close()
+    if answer != "ok":
+        raise UserError(f"{path} is damaged ({answer}): delete it, or choose another tune.folder")
+
+
+def best_of(trials: Iterable[Trial], minimise: bool) -> Trial | None:
+    """The best finished trial, of equal ones the first; None if all failed."""
+    sign = 1 if minimise else -1
+    finite = [(sign * trial.value, trial.number, trial) for trial in trials if trial.value is not None]
+    return min(finite)[2] if finite else None
+
+
+def name_of(config, solver: Solver, params: Any, info: Mapping[str, Any]) -> str:
+    """Name of the search: trials of another task, data, network, solver or objective must not be compared with these.
+
+    Args:
+      config: with tune.num_samples as eval.num_samples.
+      params: of the network, or None.
+      info: the store's manifest.
+    """
+    names = ("task", "solver", "denoiser", "schedule", "transform", "model", "masks", "tune")
+    sections = {name: config[name].to_dict() for name in names}
+    for name in ("trials", "batch_size", "folder"):
+        sections["tune"].pop(name)
+    data = {name: value for name, value in info.items() if name not in ("notes", "licences", "versions")}
+    told = (config.seed, config.eval.acquisition, sections, dict(solver.hyper), dict(solver.search))
+    stamp = repr((*told, rounds.checksum(params), rounds.code_checksum(), data))
+    return f"{config.tune.solver} {config.tune.objective} {zlib.crc32(stamp.encode()):08x}"
+
+
+def get_trial_fn(experiment, solver: Solver, params, batches: Sequence[Judged]) -> Callable[[Mapping], float]:
+    """Returns evaluate(hyper) -> the mean score over all examples; compiles once, at its first call.
+
+    Every trial sees the same examples, masks and noise: keys depend on config.seed and the examples alone.
+    """
+    mesh = experiment.mesh
+    run = sharding.data_parallel_solve(solver.solve, mesh)
+    key = sharding.replicate(jax.random.key(experiment.config.seed), mesh)
+
+    def evaluate(hyper: Mapping[str, float]) -> float:
+        values = {name: np.float32(value) for name, value in {**solver.hyper, **hyper}.items()}
+        scores = []
+        for batch in batches:
+            measurement = sharding.shard_batch(sharding.local_share(batch.measurement), mesh)
+            mean, _ = summarize_samples(sharding.gather(run(key, params, measurement, values)))
+            scores.append(batch.score(mean)[batch.counts])
+        return float(np.mean(np.concatenate(scores), dtype=np.float64))
+
+    return evaluate
+
+
+def run(study: Study | None, names: Sequence[str], evaluate: Callable[[Mapping], float], total: int) -> None:
+    """Does the trials that are missing from `total`; `study` is process 0's, None on all others.
+
+    Raises Stopped after SIGTERM or SIGINT, with the trial finished.
+    """
+    done = int(sharding.from_first(np.int32(0 if study is None else len(study.trials))))
+    logging.info("tuning %s: %d of %d trials are there already", ", ".join(names), min(done, total), total)
+    with preemption.watch() as notice, Progress(total, done, "tune", unit="trial") as progress:
+        for number in range(done, total):
+            hyper = dict.fromkeys(names, 0.0) if study is None else study.suggest()
+            told = sharding.from_first(np.array([hyper[name] for name in names], np.float32))
+            value = evaluate(dict(zip(names, told, strict=True)))
+            if not np.isfinite(value):
+                logging.warning("trial %d failed: its value is %s with %s", number, value, _text(hyper))
+            if study is not None:
+                study.record(hyper, value)
+            progress.update(number + 1, value=value)
+            if notice.reached(number) and number + 1 < total:
+                notice.stop(f"trial {number + 1} of {total}")
+
+
+def _text(hyper: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in hyper.items())
+
+
+def write(
+    experiment, solver: Solver, objective: Objective, batches: Sequence[Judged], trials: Sequence[Trial], folder: Path,
+    **facts: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Writes trials.csv, history.png, slices.png and the solver's entry of best.json; returns that entry.
+
+    Args:
+      facts: further lines of the entry.
+
+    Raises UserError if all trials failed.
+    """
+    config, settings = experiment.config, experiment.config.tune
+    rows = [{"trial": t.number, "value": "failed" if t.value is None else t.value, **t.hyper} for t in trials]
+    write_metrics_csv(folder / "trials.csv", rows)
+    best = best_of(trials, objective.minimise)
+    if best is None:
+        raise UserError(f"all {len(trials)} trials failed, see {folder / 'trials.csv'}: nothing in them was finite")
+    floors = [batch.floor[batch.counts] for batch in batches if batch.floor is not None]
+    floor = float(np.mean(np.concatenate(floors))) if floors else None
+    atomic_write_bytes(folder / "history.png", figures.tuning_history(trials, best, settings.objective, floor))
+    atomic_write_bytes(folder / "slices.png", figures.tuning_slices(trials, best, settings.objective, solver.search))
+    entry = {
+        "hyper": dict(best.hyper),
+        "objective": settings.objective,
+        "value": best.value,
+        "defaults": {"hyper": dict(trials[0].hyper), "value": trials[0].value},
+        **({} if floor is None else {"noise_floor": floor}),
+        "definition": objective.definition,
+        "trial": best.number,
+        "trials": len(trials),
+        "failed": sum(trial.value is None for trial in trials),
+        "search": {name: {"low": r.low, "high": r.high, "log": r.log} for name, r in solver.search.items()},
+        "sampler": SAMPLER,
+        "task": config.task.name,
+        "split": f"{settings.split} of {config.data.dir}",
+        "examples": int(sum(batch.counts.sum() for batch in batches)),
+        "samples per example": solver.num_samples,
+        "seed": config.seed,
+        **facts,
+        "run": workdir.describe_run(),
+    }
+    tuned.add(folder / "best.json", settings.solver, entry)
+    at_first = "failed" if trials[0].value is None else f"{trials[0].value:.5g} with {_text(trials[0].hyper)}"
+    logging.info(
+        "best of %d trials: %s %.5g with %s (defaults: %s)%s\nreport: %s", len(trials), settings.objective, best.value,
+        _text(best.hyper), at_first, "" if floor is None else f"; noise alone gives {floor:.3g}", folder / "best.json",
+    )  # fmt: skip
+    return entry
