@@ -1,0 +1,77 @@
+"""What mode tune hides of an acquisition, and how the prediction of the hidden part is scored."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+import tuning
+from operators.acquisition import Acquisition
+from operators.masks import centre_lines
+from operators.transform import MultiCoilFourier
+from tests.toy_data import acquisition, fourier
+
+ACS = 6
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def hide_lines(measurement, seed=0, share=0.4):
+    return tuning.hide(measurement, seed, lambda key, mask: tuning.choose_lines(key, mask, share, ACS))
+
+
+def test_hidden_lines_are_a_share_of_the_acquired_ones_outside_the_acs():
+    whole, _ = acquisition(count=4)
+    rest, hidden = jax.tree.map(np.asarray, hide_lines(whole))
+    shown, y = rest.mask, rest.y
+    assert not (shown & hidden).any() and ((shown | hidden) == whole.mask).all()
+    assert not (hidden & np.asarray(centre_lines(32, ACS))).any()
+    candidates = whole.mask.sum((1, 2, 3)) - ACS
+    np.testing.assert_array_equal(hidden.sum((1, 2, 3)), np.round(0.4 * candidates))
+    assert candidates.min() > 3
+    assert (y[np.broadcast_to(hidden, y.shape)] == 0).all()
+    np.testing.assert_array_equal(y + np.where(hidden, whole.y, 0), whole.y)
+
+
+def test_what_is_hidden_depends_on_seed_and_example_alone():
+    whole, _ = acquisition(count=4)
+    hidden = np.asarray(hide_lines(whole)[1])
+    turned = jax.tree.map(lambda a: a[::-1], whole)
+    np.testing.assert_array_equal(hide_lines(turned)[1], hidden[::-1])
+    assert (np.asarray(hide_lines(whole, 1)[1]) != hidden).any((1, 2, 3)).all()
+
+
+def test_something_is_hidden_and_something_left():
+    key, choose = jax.random.key(0), jax.jit(tuning.choose)
+    for acquired, expected in ((0, 0), (1, 1), (2, 1), (10, 9)):
+        candidates = np.arange(12) < acquired
+        chosen = np.asarray(choose(key, candidates, 0.99))
+        assert int(chosen.sum()) == expected and not (chosen & ~candidates).any()
+    assert int(choose(key, np.arange(12) < 5, 0.01).sum()) == 1
+
+
+def test_hidden_pixels_are_whole_squares_of_the_acquired_ones():
+    mask = np.zeros((20, 20, 1), bool)
+    mask[3:15] = True  # squares of 8, cut at 16: the two upper rows of squares have acquired pixels, six squares
+    hidden = np.asarray(jax.jit(lambda key, mask: tuning.choose_squares(key, mask, 0.5, 8))(jax.random.key(3), mask))
+    assert not (hidden & ~mask).any()
+    squares = [(slice(i, i + 8), slice(j, j + 8)) for i in (0, 8, 16) for j in (0, 8, 16)]
+    parts = [(hidden[square] == mask[square]).all() and mask[square].any() for square in squares]
+    assert sum(parts) == 3 and sum(hidden[square].any() for square in squares) == 3
+
+
+def test_the_error_is_that_of_the_hidden_entries_and_the_floor_that_of_their_noise():
+    whole, images = acquisition(count=3, noise_std=0.05)
+    hidden = np.asarray(hide_lines(whole)[1])
+    operator, chosen = Acquisition(MultiCoilFourier()), np.broadcast_to(hidden, whole.y.shape)
+    guess = 0.9 * images
+    predicted = fourier(whole.maps * guess[:, None])
+    expected = [
+        np.sum(np.abs(p - y)[c] ** 2) / np.sum(np.abs(y)[c] ** 2)
+        for p, y, c in zip(predicted, whole.y, chosen, strict=True)
+    ]
+    error = jax.jit(lambda x: tuning.held_out_error(operator, x, whole, hidden))
+    np.testing.assert_allclose(error(guess), expected, rtol=1e-4)
+    truth, floor = error(images), jax.jit(tuning.noise_floor)(whole, hidden)
+    np.testing.assert_allclose(truth, floor, rtol=0.2)  # about 700 scalars each: 5 % standard deviation
+    assert float(np.mean(truth)) == pytest.approx(float(np.mean(floor)), rel=0.1)
