@@ -153,7 +153,7 @@ class _Records(Sequence):
         try:
             record = self._source[place]
         except (OSError, RuntimeError, ValueError) as error:  # of array_record: the file was cut or changed
-            raise self._damage(index, f"cannot be read ({str(error)[:100]})") from error
+            raise self._damage(index, f"cannot be read ({' '.join(str(error).split())[:100]})") from error
         bad = [n for n, a in record.items() if np.asarray(a).dtype.kind in "fc" and not np.isfinite(a).all()]
         if bad:
             raise self._damage(index, f"has numbers that are not finite ({', '.join(sorted(bad))})")

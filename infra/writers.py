@@ -1,8 +1,10 @@
 """What a run tells while it works: metrics.jsonl, TensorBoard, and a log on the console and in <mode>.log."""
 
+import contextlib
 import json
 import logging
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -11,8 +13,8 @@ import absl.logging
 import jax
 import numpy as np
 from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
 from tqdm import tqdm
 
 from infra.atomic import atomic_write_text, safe_join
@@ -37,7 +39,7 @@ class MetricWriter:
         self._writes = jax.process_index() == 0
         self._purge_step: int | None = None
         self._lines = None
-        self._board: EventsWriter | None = None
+        self._board: RecordWriter | None = None
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -87,25 +89,28 @@ class MetricWriter:
 
     def close(self) -> None:
         """Closes both files; the next `write` opens them again."""
-        if self._lines is not None:
-            self._lines.close()
-            self._lines = None
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        with contextlib.ExitStack() as stack:  # closes both even if the disk is full
+            for file in (self._lines, self._board):
+                if file is not None:
+                    stack.callback(file.close)
+            self._lines = self._board = None
 
     def _show(self, step: int, values) -> None:
-        self._tensorboard().write_event(Event(wall_time=time.time(), step=step, summary=values))
+        self._tensorboard().write(Event(wall_time=time.time(), step=step, summary=values).SerializeToString())
 
-    def _tensorboard(self) -> EventsWriter:
+    def _tensorboard(self) -> RecordWriter:
         """The open file, written from this thread: SummaryWriter's own one dies of a full disk and blocks the run."""
         if self._board is None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            suffix = f".{time.time_ns()}"  # without it a second writer within a second would overwrite the first's file
-            self._board = EventsWriter(str(self._folder / "events"), suffix)
+            now = time.time_ns()  # in full: a second writer within a second would overwrite the first's file
+            name = f"events.out.tfevents.{now // 10**9}.{socket.gethostname()}.{now}"
+            self._board = RecordWriter(str(self._folder / name))
+            events = [Event(wall_time=now / 1e9, file_version="brain.Event:2")]
             if self._purge_step is not None:
                 start = SessionLog(status=SessionLog.START)
-                self._board.write_event(Event(wall_time=time.time(), step=self._purge_step, session_log=start))
+                events.append(Event(wall_time=now / 1e9, step=self._purge_step, session_log=start))
+            for event in events:
+                self._board.write(event.SerializeToString())
             self._purge_step = None
         return self._board
 

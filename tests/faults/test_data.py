@@ -1,5 +1,6 @@
 """Data that go bad after they were made: one line that names the file, no checkpoint harmed."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -54,15 +55,15 @@ def test_a_file_that_disappeared_is_told_before_anything_is_written(store, tmp_p
 
 
 @pytest.fixture(scope="module")
-def nan_store(tmp_path_factory) -> Path:
+def nan_store(tiny_store, tmp_path_factory) -> Path:
     """As tiny_store, with one NaN in the measurement of one training scan."""
     store = tmp_path_factory.mktemp("nan") / "store"
-    record, ids = BrainAcquisitions._record, []
+    record = BrainAcquisitions._record
+    chosen = json.loads((tiny_store / "manifest.json").read_text())["acquisitions"]["undersampled"]["ids"]["train"][0]
 
     def damaged(self, example):
         found = record(self, example)
-        ids.append(example.example_id)
-        if example.example_id == ids[0]:
+        if example.example_id == chosen:
             found["y"] = found["y"].copy()
             found["y"][0, 0, 0] = np.nan
         return found

@@ -35,8 +35,8 @@ def mounted(folder: Path, size: int) -> Iterator[None]:
 
 @pytest.fixture
 def disk(tmp_path) -> Iterator[Path]:
-    """An empty disk of 4 MB."""
-    with mounted(tmp_path / "disk", 4 * MEGABYTE):
+    """An empty disk of 16 MB."""
+    with mounted(tmp_path / "disk", 16 * MEGABYTE):
         yield tmp_path / "disk"
 
 
@@ -44,7 +44,7 @@ def fill(disk: Path) -> Path:
     """Writes a file that leaves no free byte on the disk."""
     ballast = disk / "ballast"
     with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
-        while file.write(bytes(4096)):
+        while file.write(bytes(65536)):
             pass
     return ballast
 

@@ -23,7 +23,7 @@ def config(tiny_store):
 def test_settings_that_steer_a_run_take_effect_and_are_recorded(config, tmp_path, monkeypatch, tmp_path_factory):
     """From step 2 on: a rate too small to move a parameter, no average, batches of 6, every second step logged."""
     folder, change = tmp_path / "run", {
-        "optim.learning_rate": 1e-30, "optim.ema_rate": 0.0, "training.batch_size": 6, "training.log_every": 2,
+        "optim.learning_rate": 1e-60, "optim.ema_rate": 0.0, "training.batch_size": 6, "training.log_every": 2,
     }  # fmt: skip
     with quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
         stop_after(monkeypatch, 2)
@@ -47,7 +47,7 @@ def test_settings_that_steer_a_run_take_effect_and_are_recorded(config, tmp_path
     assert lines == [1, 2, 4]
     [entry] = [json.loads(line) for line in (folder / "config_history.jsonl").read_text().splitlines()]
     assert entry["mode"] == "train" and entry["changes"] == {n: [before[n], v] for n, v in change.items()}
-    assert json.loads((folder / "config.json").read_text())["optim"]["learning_rate"] == 1e-30
+    assert json.loads((folder / "config.json").read_text())["optim"]["learning_rate"] == 1e-60
 
 
 def stop_after(monkeypatch, number) -> list[int]:
