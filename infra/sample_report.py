@@ -25,7 +25,7 @@ _KINDS = {  # run's 'kind of images': what drawn ones are, and how they are show
         "In their own colours; none was left out.",
     ),
 }
-_UNJUDGED = "cannot be judged without held-out images (sampling.reference_split)"
+_UNJUDGED = "cannot be judged to be copies or not without held-out images (sampling.reference_split)"
 _FIGURES = {
     "distance": "distance to the nearest training acquisition",
     "over_second": "nearest / second nearest",

@@ -136,10 +136,13 @@ def test_images_without_held_out_ones_are_not_called_clean(straight, tmp_path):
     row |= {"over_second": 1.0, "over_held_out": float("nan")}
     summary["memorisation"] = memorisation.summarize([row])
     line = sample_report.one_line(summary)
-    assert "flagged" not in line and "1 cannot be judged without held-out images" in line
+    assert "flagged" not in line and "1 cannot be judged to be copies or not without held-out images" in line
     pictures = images_of(straight[0])[:2].reshape(2, 1, 32, 32)
     content = sample_report.write_report(tmp_path, summary, [row], pictures).read_text()
-    assert "1 drawn images cannot be judged without held-out images" in content and "<td>not judged</td>" in content
+    assert (
+        "1 drawn images cannot be judged to be copies or not without held-out" in content
+        and "<td>not judged</td>" in content
+    )
 
 
 def test_a_killed_run_goes_on_after_its_last_round(config, straight, tmp_path, monkeypatch):
