@@ -5,7 +5,7 @@
     python main.py --config=configs/ffhq128_msm_p04_noise01.py --workdir=workdir/ffhq128_noise01 --mode=sample
 
 Network as ffhq128_msm_p04. A step sends three times as many images through the network, forward and back: two of the
-three estimate Stein's unbiased risk. It holds about 140 GiB at most, with optim.accumulate 4 about 37
+three estimate Stein's unbiased risk. It holds at most 138 GiB, with optim.accumulate 4 at most 37
 (tools/inspect_config.py): one GPU of 80 GB, or of 48.
 
 Not trained here: the tests trace its loss at full size, and run or trace a step at toy size. Published checkpoint:
