@@ -30,9 +30,10 @@ _READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 def dataset_info(config, acquisition: str = "") -> dict[str, Any]:
     """Returns the manifest of the store at `config.data.dir`, after checking it against the config.
 
-    Keys used by the program: 'kind', 'settings', 'counts' (per split), 'acceleration' ('nominal', 'effective' per
-    split), 'sigma_data', 'licences'. Raises UserError for a missing or unreadable manifest, missing or truncated
-    acquisition files, or a store of another kind, image size, coil count or mask distribution than the config's.
+    Keys used by the program: `REQUIRED`, and where they are there 'kind', 'acceleration' ('nominal', 'effective' per
+    split), 'notes', 'command'. Raises UserError for a missing or unreadable manifest or one that lacks a required key,
+    missing or truncated acquisition files, or a store of another kind, image size, coil count or mask distribution
+    than the config's.
     """
     store = Path(config.data.dir)
     manifest = _read_manifest(config)
@@ -61,6 +62,9 @@ def dataset_info(config, acquisition: str = "") -> dict[str, Any]:
     return manifest
 
 
+# What a manifest must have, beside the settings that the config determines; docs/data.md says what they mean.
+REQUIRED = ("settings", "settings.noise_std", "acquisitions", "references", "counts.train", "sigma_data")
+_OF_A_DATASET = ("path", "files", "ids")
 _CONTENTS = {"multicoil": "multi-coil k-space", "images": "pictures"}
 
 
@@ -105,9 +109,28 @@ def _read_manifest(config) -> dict[str, Any]:
         raise UserError(f"{path} is missing; {mend}") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is damaged; {mend}") from error
-    if not {"settings", "acquisitions", "references"} <= set(manifest):
+    if not isinstance(manifest, dict) or not {"settings", "acquisitions", "references"} <= set(manifest):
         raise UserError(f"{path} is not the manifest of a data store; {mend}")
+    missing = [name for name in (*REQUIRED, *_dataset_keys(manifest)) if not _has(manifest, name)]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}: add what docs/data.md says of them, or {mend}")
     return manifest
+
+
+def _dataset_keys(manifest: dict[str, Any]) -> list[str]:
+    """The keys that a manifest must have because of the datasets it names."""
+    acquisitions = manifest["acquisitions"]
+    parts = [f"acquisitions.{name}" for name in (acquisitions if isinstance(acquisitions, dict) else ())]
+    return [f"{part}.{key}" for part in [*parts, "references"] for key in _OF_A_DATASET]
+
+
+def _has(manifest: Any, name: str) -> bool:
+    """Whether a manifest has the key 'a.b.c'."""
+    for key in name.split("."):
+        if not isinstance(manifest, dict) or key not in manifest:
+            return False
+        manifest = manifest[key]
+    return True
 
 
 def _check_files(store: Path, manifest: dict[str, Any], part: dict[str, Any]) -> None:

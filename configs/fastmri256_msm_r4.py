@@ -4,7 +4,8 @@
     python main.py --config=configs/fastmri256_msm_r4.py:csmri4 --workdir=workdir/fastmri256_msm_r4 --mode=eval
 
 138.3 M parameters, 558 GFLOP a network call; a step of this batch holds at most 82 GiB (tools/inspect_config.py): two
-GPUs of 80 GB, or one with optim.accumulate 2. Not trained here: only ':smoke' has been run, by the tests.
+GPUs of 80 GB, or one with optim.accumulate 2. Not trained here: the tests trace its loss at full size, and run or
+trace a step at toy size.
 
 fastMRI has to be applied for at fastmri.med.nyu.edu; bring it into the layout of docs/data.md with noise_std 0 and one
 number of coils, data.num_coils. The authors take 1355 volumes for training and 22 for testing, cropped to 256x256,

@@ -3,8 +3,11 @@
     python main.py --config=configs/fastmri256_msm_r4_noise01.py --workdir=workdir/fastmri256_noise01 --mode=train
     python main.py --config=configs/fastmri256_msm_r4_noise01.py:csmri4 --workdir=workdir/fastmri256_noise01 --mode=eval
 
-Data, network and hardware as fastmri256_msm_r4, with a store of noise_std 0.1. A step makes three network calls: two of
-them estimate Stein's unbiased risk. Not trained here: only ':smoke' has been run, by the tests. Published checkpoint:
+Data and network as fastmri256_msm_r4, with a store of noise_std 0.1. A step sends three times as many images through
+the network, forward and back: two of the three estimate Stein's unbiased risk. It holds about 240 GiB at most, with
+optim.accumulate 4 about 63 (tools/inspect_config.py): one GPU of 80 GB.
+
+Not trained here: the tests trace its loss at full size, and run or trace a step at toy size. Published checkpoint:
 fmri_msm_R4_noise0_1_img256.pt; published FID of 3,000 samples: 82.17 (arXiv 2505.11853).
 """
 

@@ -6,7 +6,8 @@
     python main.py --config=configs/ffhq128_msm_p04.py:sr4 --workdir=workdir/ffhq128_msm_p04 --mode=eval
 
 105.2 M parameters, 153 GFLOP a network call; a step of this batch holds at most 48 GiB (tools/inspect_config.py): one
-GPU of 80 GB, or a smaller one with optim.accumulate. Not trained here: only ':smoke' has been run, by the tests.
+GPU of 80 GB, or a smaller one with optim.accumulate. Not trained here: the tests trace its loss at full size, and run
+or trace a step at toy size.
 tools/import_torch_checkpoint.py brings in the authors' ffhq_msm_p04_noise0_0_img128.pt.
 
 Published (arXiv 2505.11853): FID of 3,000 samples 29.14, where the oracle has 10.21 and Ambient diffusion 55.90; on the

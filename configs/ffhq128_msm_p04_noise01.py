@@ -4,8 +4,11 @@
     python main.py --config=configs/ffhq128_msm_p04_noise01.py --workdir=workdir/ffhq128_noise01 --mode=train
     python main.py --config=configs/ffhq128_msm_p04_noise01.py --workdir=workdir/ffhq128_noise01 --mode=sample
 
-Network and hardware as ffhq128_msm_p04. A step makes three network calls: two of
-them estimate Stein's unbiased risk. Not trained here: only ':smoke' has been run, by the tests. Published checkpoint:
+Network as ffhq128_msm_p04. A step sends three times as many images through the network, forward and back: two of the
+three estimate Stein's unbiased risk. It holds at most 138 GiB, with optim.accumulate 4 at most 37
+(tools/inspect_config.py): one GPU of 80 GB, or of 48.
+
+Not trained here: the tests trace its loss at full size, and run or trace a step at toy size. Published checkpoint:
 ffhq_msm_p04_noise0_1_img128.pt; published FID 37.14, where GSURE diffusion has 89.71 (arXiv 2505.11853).
 """
 

@@ -4,8 +4,8 @@
     python main.py --config=configs/ffhq128_oracle.py --workdir=workdir/ffhq128_oracle --mode=sample
 
 Trains on the acquisitions `full` of the same store, and its log says so. Hardware as ffhq128_msm_p04. Not trained here:
-only ':smoke' has been run, by the tests. Published checkpoint: ffhq_uncond_p00_noise0_0_img128.pt; published FID of
-3,000 samples with 200 levels: 10.21 (arXiv 2505.11853).
+the tests trace its loss at full size, and run or trace a step at toy size. Published checkpoint:
+ffhq_uncond_p00_noise0_0_img128.pt; published FID of 3,000 samples with 200 levels: 10.21 (arXiv 2505.11853).
 """
 
 from ml_collections import ConfigDict

@@ -23,7 +23,7 @@ from infra.errors import UserError
 # Settings without which a checkpoint means something else. A name that ends in '.' stands for its whole section.
 OF_THE_NETWORK = ("model.", "denoiser.", "schedule.name", "transform.")
 OF_THE_DATA = ("data.image_size", "data.num_coils", "data.acquisition")
-OF_THE_RUN = (*OF_THE_NETWORK, *OF_THE_DATA, "schedule.", "loss.name", "loss.redraw")
+OF_THE_RUN = (*OF_THE_NETWORK, *OF_THE_DATA, "schedule.", "loss.name", "loss.redraw", "loss.redraw_noise_std")
 HOW_TO_COMPUTE = ("model.dtype", "model.remat")  # change speed and memory, not what the parameters mean
 
 DISK_ERRORS = {getattr(errno, n) for n in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE")}

@@ -176,3 +176,16 @@ def test_damaged_stores_are_noticed_and_the_command_mends_them(store_copy, tiny_
     for content, expected in (("{", "is damaged"), ("{}", "not the manifest")):
         (store_copy / "manifest.json").write_text(content)
         assert expected in message_of(datasets.dataset_info, tiny_config)
+
+
+@pytest.mark.parametrize("name", ["settings.noise_std", "sigma_data", "counts.train", "references.ids"])
+def test_a_manifest_without_a_required_key_is_told(store_copy, tiny_config, name):
+    path = store_copy / "manifest.json"
+    manifest = json.loads(path.read_text())
+    *parents, key = name.split(".")
+    place = manifest
+    for parent in parents:
+        place = place[parent]
+    del place[key]
+    path.write_text(json.dumps(manifest))
+    assert f"manifest.json lacks {name}: add" in message_of(datasets.dataset_info, tiny_config)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs import brain64_msm
-from tools.inspect_config import report, summarize
+from tools.inspect_config import Summary, report, summarize
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +42,16 @@ def test_memory_follows_size_and_remat(config):
     assert 3.5 < summarize(larger).saved_bytes / small.saved_bytes < 7
     config.model.remat = True
     assert summarize(config).saved_bytes < 0.6 * small.saved_bytes
+
+
+def test_the_step_of_noisy_losses_counts_three_passes_and_accumulation_holds_a_part(config):
+    config = config.copy_and_resolve_references()
+    summary = Summary({("conv", "kernel"): (2**18,)}, gflop=1.0, saved_bytes=2**20)  # a MiB of each
+    for name, parts, flops, memory in (
+        ("msm", 1, "24.0 GFLOP for 8 images (3 forward passes)", "13 MiB for 8 images: 5 "),
+        ("msm_sure", 1, "72.0 GFLOP for 8 images (9 forward passes, as loss.name 'msm_sure' takes 3)", "29 MiB for 8 "),
+        ("msm_sure", 4, "72.0 GFLOP", "12 MiB for 8 images, 2 at a time (optim.accumulate): 6 for"),
+    ):
+        config.loss.name, config.optim.accumulate = name, parts
+        text = report(config, summary, batch_size=8)
+        assert flops in text and f"at most about {memory}" in text

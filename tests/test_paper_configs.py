@@ -1,4 +1,4 @@
-"""The named experiments of the paper: published sizes and settings, and a step of each at toy size."""
+"""The named experiments of the paper: published sizes and settings, losses traced at full size, steps at toy size."""
 
 import dataclasses
 import importlib
@@ -59,6 +59,27 @@ def test_train_state_of_the_full_network_has_the_published_size(name):
         jax.ShapeDtypeStruct((1,), jnp.float32),
     )
     assert out.shape == image.shape
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_loss_of_the_full_size_has_a_value_per_example(name):
+    """By shapes alone, of the network, images and coils as published."""
+    config = config_of(name)
+    experiment = run_lib.build(config)
+    height, width, channels = experiment.image_shape
+    coils = config.data.num_coils
+    shapes = {
+        "y": ((coils, height, width), jnp.complex64) if coils else ((height, width, channels), jnp.float32),
+        "mask": ((1, 1, width) if coils else (height, width, 1), jnp.bool_),
+        "maps": ((coils, height, width), jnp.complex64) if coils else None,
+        "noise_std": ((), jnp.float32),
+        "example_id": ((), jnp.int32),
+    }
+    batch = Measurement(**{k: v and jax.ShapeDtypeStruct((2, *v[0]), v[1]) for k, v in shapes.items()})
+    loss = get_loss_fn(config, experiment.schedule, experiment.transform, experiment.masks, experiment.denoise)
+    params = param_shapes(experiment.model, experiment.image_shape)
+    found = jax.eval_shape(loss, params, batch, jax.random.key(0))
+    assert (found.shape, found.dtype) == ((2,), jnp.float32) and count(params) == PARAMETERS[name]
 
 
 def test_experiments_of_one_kind_share_network_masks_and_optimiser():

@@ -119,7 +119,9 @@ def write_toy_store(store: Path) -> None:
     manifest = {
         "settings": {
             "image_size": 16, "num_coils": 2, "mask": "cartesian_random", "acceleration": 2.0, "acs_lines": 0,
+            "noise_std": 0.0,
         },
+        "sigma_data": 1.0,
         "counts": {split: len(ids) for split, ids in part["ids"].items()},
         "acquisitions": {"undersampled": part},
         "references": {"path": "references", "files": {}, "ids": {}},

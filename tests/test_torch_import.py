@@ -200,7 +200,7 @@ def test_small_files_of_huge_contents_are_refused_before_they_are_unpacked(tmp_p
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("net/data.pkl", bytes(huge) if bomb == "pickle" else pickled)
         archive.writestr("net/data/0", bytes(huge))
-    assert path.stat().st_size < 100_000
+    assert path.stat().st_size < 200_000  # two entries at most
     read, most = zipfile.ZipExtFile.read, []
 
     def watched(self, n=-1):

@@ -36,6 +36,9 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py or co
 _BATCH = flags.DEFINE_integer("batch_size", 0, "Images per device; 0: the config's training.batch_size.", lower_bound=0)
 
 MIB = 2**20
+# Images that pass through the network for each image of a batch; 1 for all other losses. `msm_sure` denoises the
+# measurement, a shifted copy of it, and the noised one: all three are kept for the backward pass.
+PASSES = {"msm_sure": 3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +102,7 @@ def report(config: ConfigDict, summary: Summary, batch_size: int) -> str:
     for layer, shapes in layers.items():
         text = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in sorted(shapes.items(), reverse=True))
         lines.append(f"{layer:{width}}  {sum(map(_size, shapes.values())):>12,}  {text}")
-    lines += ["", *_level_lines(config.model, config.data.image_size), "", *_total_lines(summary, batch_size)]
+    lines += ["", *_level_lines(config.model, config.data.image_size), "", *_total_lines(config, summary, batch_size)]
     return "\n".join(lines)
 
 
@@ -116,16 +119,20 @@ def _level_lines(model: ConfigDict, image_size: int) -> list[str]:
     return lines
 
 
-def _total_lines(summary: Summary, batch_size: int) -> list[str]:
+def _total_lines(config: ConfigDict, summary: Summary, batch_size: int) -> list[str]:
     params = summary.num_params * 4 / MIB
-    saved = summary.saved_bytes / MIB
-    step = 3 * batch_size * summary.gflop
-    total = 5 * params + batch_size * saved
+    passes, parts = PASSES.get(config.loss.name, 1), config.optim.accumulate
+    saved = passes * summary.saved_bytes / MIB
+    step = 3 * passes * batch_size * summary.gflop
+    own = (5 + (parts > 1)) * params  # optim.accumulate sums the gradients of its parts
+    total = own + batch_size / parts * saved
+    times = f"{3 * passes} forward passes" + (f", as loss.name {config.loss.name!r} takes {passes}" * (passes > 1))
+    at_once = f"{batch_size} images" + (f", {batch_size // parts} at a time (optim.accumulate)" * (parts > 1))
     return [
         f"parameters       {summary.num_params:,} ({params:,.1f} MiB in float32)",
         f"forward pass     {summary.gflop:,.2f} GFLOP per image",
-        f"training step    {step:,.1f} GFLOP for {batch_size} images (three forward passes)",
-        f"training memory  at most about {total:,.0f} MiB for {batch_size} images: {5 * params:,.0f} for parameters, "
+        f"training step    {step:,.1f} GFLOP for {batch_size} images ({times})",
+        f"training memory  at most about {total:,.0f} MiB for {at_once}: {own:,.0f} for parameters, "
         f"EMA, two Adam moments and gradients, {saved:,.1f} per image for the backward pass",
     ]
 
