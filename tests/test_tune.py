@@ -104,7 +104,7 @@ def test_the_error_is_that_of_the_hidden_entries_and_the_floor_that_of_their_noi
     ]
     error = jax.jit(lambda x: tuning.held_out_error(operator, x, whole, hidden))
     np.testing.assert_allclose(error(guess), expected, rtol=1e-4)
-    truth, floor = error(images), jax.jit(tuning.noise_floor)(whole, hidden)
+    truth, floor = np.asarray(error(images)), np.asarray(jax.jit(tuning.noise_floor)(whole, hidden))
     np.testing.assert_allclose(truth, floor, rtol=0.2)  # about 700 scalars each: 5 % standard deviation
     assert np.mean(truth) == pytest.approx(np.mean(floor), rel=0.1)
 
