@@ -5,8 +5,7 @@ import functools
 import numpy as np
 
 from builders import simulate
-from builders.brain import OFFSETS, SLICES, SOURCE
-from builders.store import default_settings
+from builders.brain import OFFSETS, SLICES, SOURCE, default_settings
 from operators.measurement import Measurement
 
 
