@@ -81,7 +81,7 @@ def test_unknown_solver(config):
 
 def test_batch_that_the_devices_cannot_share(config, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 8)
-    config.eval.batch_size = config.sampling.batch_size = 8
+    config.eval.batch_size = config.sampling.batch_size = config.tune.batch_size = 8
     assert "training.batch_size is 4: it must be a multiple of 8" in message_of(config_check.check, config)
 
 
