@@ -29,7 +29,8 @@ demo: store  ## train on undersampled brain scans, reconstruct another person's,
 
 demo-images: photos  ## train on masked photographs, fill in others, write a report
 	$(PY) main.py --config=configs/photos64_msm.py:demo --workdir=workdir/demo_images --mode=train
-	$(PY) main.py --config=configs/photos64_msm.py:demo --workdir=workdir/demo_images --mode=eval
+	$(PY) main.py --config=configs/photos64_msm.py:demo --workdir=workdir/demo_images --mode=eval \
+	  --config.eval.max_examples=24
 	@echo "report: workdir/demo_images/eval/report.html"
 
 test: $(VENV)/.dev  ## run the tests
