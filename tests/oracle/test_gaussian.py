@@ -26,8 +26,7 @@ def gaussian_denoiser(variance, schedule):
     return denoise
 
 
-@pytest.mark.parametrize("step", ["ddim", "renoise"])
-@pytest.mark.parametrize(("keep", "w"), [(1.0, 1), (0.0, 4)])
+@pytest.mark.parametrize(("step", "keep", "w"), [("renoise", 1.0, 1), ("ddim", 0.0, 4)])
 def test_sampler_variance_follows_the_linear_recursion(step, keep, w):
     """White Gaussian data: every entry obeys a scalar recursion of variances, which the sampler must match."""
     config = toy_config()

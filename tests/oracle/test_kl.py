@@ -117,10 +117,9 @@ def test_quadrature_has_converged():
     assert divergence(q_full, mixture(4), nodes=24) == pytest.approx(divergence(q_full, mixture(4), nodes=40), rel=1e-3)
 
 
-@pytest.mark.parametrize("w", [1, 4])
-def test_sampler_draws_from_the_mixture(w):
+def test_sampler_draws_from_the_mixture():
     """u at the last level, as the sampler hands it to the denoiser, has the covariance and the likelihood of q_w."""
-    number = 32768
+    w, number = 3, 32768
     denoise, calls = recording(get_exact_denoiser(TOY, SCHEDULE, LEVELS), SCHEDULE)
     settings = SamplerSettings(num_levels=LEVELS, w=w, weight="population")
     np.asarray(draw(TOY, SCHEDULE, settings, number, denoise)(jnp.float32(1.0)))
@@ -134,4 +133,4 @@ def test_sampler_draws_from_the_mixture(w):
         entropy -= probability * weights @ log_density(q, points)
     surprise = -log_density(q, u)
     assert abs(surprise.mean() - entropy) < 4 * surprise.std() / math.sqrt(number)
-    assert -log_density(mixture(0), u).mean() > surprise.mean() + (0.02 if w == 1 else 0.002)  # not q_full
+    assert -log_density(mixture(0), u).mean() > surprise.mean() + 0.005  # not q_full

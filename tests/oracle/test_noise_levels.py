@@ -47,7 +47,7 @@ def get_recorder(toy, schedule, settings):
     ("toy", "schedule", "step", "w", "reinject", "order"),
     [
         (lines_toy, "edm", "ddim", 3, False, "iid"),
-        (coils_toy, "ddpm", "renoise", 2, False, "complement"),
+        (lines_toy, "ddpm", "renoise", 2, False, "complement"),
         (coils_toy, "edm", "ddim", 2, True, "complement"),
         (lines_toy, "ddpm", "renoise", 3, True, "iid"),
     ],

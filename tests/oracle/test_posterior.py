@@ -180,8 +180,8 @@ def test_mean_of_the_solver_is_the_affine_recursion(toy, noise_std, schedule, st
 
 @pytest.mark.parametrize(("toy", "step"), [(boxes_toy, "renoise"), (coils_toy, "ddim")])
 def test_samples_have_the_mean_and_the_covariance_of_the_recursion(toy, step):
-    toy, number = whole(toy()), 8192
-    config = posterior_config(toy, step=step, num_levels=12)
+    toy, number = whole(toy()), 4096
+    config = posterior_config(toy, step=step, num_levels=8)
     config.eval.num_samples = number
     measurement = acquire(toy, 0.1)
     x = solve(toy, measurement, config, LOUD, HYPER)
@@ -230,15 +230,12 @@ def test_documented_distances_from_the_posterior():
         assert compare_with_posterior(0.1, *arguments) == pytest.approx(expected, abs=0.001)
 
 
-@pytest.mark.parametrize("toy", [boxes_toy, coils_toy])
-def test_invertible_noiseless_problem_returns_the_image_whatever_the_network_says(toy):
+def test_invertible_noiseless_problem_returns_the_image_whatever_the_network_says():
     """gamma = 1: what is left of a random network is the damping floor, 1e-5 of its error."""
-    toy = whole(toy())
+    toy = whole(boxes_toy())
+    x = np.random.default_rng(3).standard_normal(16).astype(np.float32)
     measurement = acquire(toy, 0.0)
-    operator, _, _, _ = linear_parts(toy, measurement)
-    x = np.random.default_rng(3).standard_normal(operator.shape[1])
-    y = (operator @ x).reshape(1, *toy.shape).astype(measurement.y.dtype)
-    measurement = measurement.replace(y=y, mask=np.ones_like(measurement.mask))
+    measurement = measurement.replace(y=x.reshape(1, *toy.shape), mask=np.ones_like(measurement.mask))
 
     def random_network(s_t, mask, maps, t):
         del maps

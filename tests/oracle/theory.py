@@ -24,7 +24,7 @@ from jax.experimental import io_callback
 from configs.default import get_config
 from losses import example_keys
 from models.denoiser import Denoised
-from operators.masks import EquispacedCartesian, MaskDistribution, RandomBoxes
+from operators.masks import EquispacedCartesian, MaskDistribution
 from operators.transform import TRANSFORMS
 from sampling import SamplerSettings, get_sampler
 from sde_lib import get_schedule
@@ -135,7 +135,8 @@ def comb_masks(width: int, acs_lines: int, step: int) -> np.ndarray:
 def boxes_toy(correlation: float = 0.8) -> Toy:
     """4x4 images with a separable stationary covariance; half of the 2x2 blocks is missing."""
     line = stationary(4, correlation, variance=1.0)
-    return Toy("identity", (4, 4, 1), 0.5 * np.kron(line, line), RandomBoxes(4, 2, 2), box_masks(4, 2, 2))
+    masks = box_masks(4, 2, 2)
+    return Toy("identity", (4, 4, 1), 0.5 * np.kron(line, line), ListedMasks(masks), masks)
 
 
 def lines_toy(step: int = 4, correlation: float = 0.8) -> Toy:
@@ -227,7 +228,7 @@ def draw(toy: Toy, schedule, settings: SamplerSettings, number: int, denoise=Non
         keys = example_keys(jax.random.key(0), jnp.arange(number))
         return sample(keys, None, start, eta).reshape(number, -1)
 
-    return jax.jit(run, compiler_options=OPTIMISED)
+    return jax.jit(run, compiler_options=OPTIMISED if number * math.prod(toy.shape) > 2**17 else None)
 
 
 def recording(denoise: Callable[..., Denoised], schedule) -> tuple[Callable[..., Denoised], list]:
