@@ -103,6 +103,7 @@ class DDPM:
 
 @SCHEDULES.register("ddpm")
 def get_ddpm(schedule) -> DDPM:
+    """The published schedule; uses `schedule.train_stride`."""
     return DDPM(stride=schedule.train_stride)
 
 
@@ -141,6 +142,7 @@ class EDM:
 
 @SCHEDULES.register("edm")
 def get_edm(schedule) -> EDM:
+    """Karras' schedule; uses sigma_min, sigma_max, rho, log_sigma_mean and log_sigma_std of `schedule`."""
     return EDM(
         sigma_min=schedule.sigma_min,
         sigma_max=schedule.sigma_max,

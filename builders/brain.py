@@ -4,6 +4,7 @@ Acquisitions hold what a scanner would hand over and nothing else. References li
 folder, without a training split, so that training has no clean image to read.
 """
 
+import abc
 import dataclasses
 import functools
 import hashlib
@@ -119,11 +120,13 @@ class _Brain(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     RELEASE_NOTES: ClassVar[dict[str, str]] = {DATA_VERSION: "First version."}
     splits: ClassVar[tuple[str, ...]] = SPLITS
 
+    @abc.abstractmethod
     def _features(self) -> dict:
-        raise NotImplementedError
+        """The fields of a record."""
 
+    @abc.abstractmethod
     def _record(self, example: Example) -> dict:
-        raise NotImplementedError
+        """One record, without the fields that all have."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         common = {

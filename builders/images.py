@@ -4,6 +4,7 @@ Acquisitions hold the acquired pixels and nothing else. Each picture has one mas
 example id) fix. Images are in [-1,1]; x = value / 127.5 - 1 of 8-bit values, so noiseless pixels are stored as these.
 """
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -140,11 +141,13 @@ class _Images(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     RELEASE_NOTES: ClassVar[dict[str, str]] = {DATA_VERSION: "First version."}
     splits: ClassVar[tuple[str, ...]] = SPLITS
 
+    @abc.abstractmethod
     def _features(self) -> dict:
-        raise NotImplementedError
+        """The fields of a record."""
 
+    @abc.abstractmethod
     def _record(self, picture: Picture, mask: np.ndarray) -> dict:
-        raise NotImplementedError
+        """One record, without the fields that all have."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         common = {"example_id": tfds.features.Tensor(shape=(), dtype=np.int32), "name": tfds.features.Text()}

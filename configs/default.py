@@ -7,23 +7,54 @@ def get_config() -> ConfigDict:
     """Returns the defaults: a multi-coil MRI experiment, in the units of docs/data.md."""
     config = ConfigDict()
     config.seed = 0  # of initialisation, training noise and sampling; every random number derives from it
+    config.data = _data()
+    config.transform = _transform()
+    config.masks = _masks()
+    config.model = _model()
+    config.denoiser = _denoiser()
+    config.schedule = _schedule()
+    config.loss = _loss()
+    config.optim = _optim()
+    config.training = _training()
+    config.sampling = _sampling()
+    config.solver = _solver()
+    config.task = _task()
+    config.baselines = _baselines()
+    config.eval = _eval()
+    config.tune = _tune()
+    return config
 
-    config.data = data = ConfigDict()
+
+def _data() -> ConfigDict:
+    """What is trained on."""
+    data = ConfigDict()
     data.dir = "store/brain64"  # store made by tools/prepare_demo.py: holds acquisitions/ and references/
     data.image_size = 64  # rows = columns
     data.num_coils = 4  # 0 for images
     data.acquisition = "undersampled"  # which acquisitions of the store: undersampled | full (the oracle's)
     data.augment = ("flip", "shift", "phase")  # exact symmetries of a measurement, drawn per step and example
+    return data
 
-    config.transform = ConfigDict()
-    config.transform.name = "multicoil_fourier"
 
-    config.masks = masks = ConfigDict()  # p(S): what data preparation draws and what partial calls of the sampler draw
+def _transform() -> ConfigDict:
+    """T, from an image to its full measurement."""
+    transform = ConfigDict()
+    transform.name = "multicoil_fourier"
+    return transform
+
+
+def _masks() -> ConfigDict:
+    """p(S): what data preparation draws and what partial calls of the sampler draw."""
+    masks = ConfigDict()
     masks.name = "cartesian_random"
     masks.acceleration = 4.0  # nominal R: every line outside the ACS is kept with probability 1/R
     masks.acs_lines = 6
+    return masks
 
-    config.model = model = ConfigDict()
+
+def _model() -> ConfigDict:
+    """The network."""
+    model = ConfigDict()
     model.name = "adm"
     model.num_channels = 64
     model.channel_mult = (1, 2, 2)
@@ -34,14 +65,22 @@ def get_config() -> ConfigDict:
     model.patch_size = 1  # space-to-depth factor before the first convolution
     model.dtype = "float32"  # compute type: float32 | bfloat16; parameters stay float32
     model.remat = False  # recompute activations in the backward pass: less memory, about a third more time
+    return model
 
-    config.denoiser = denoiser = ConfigDict()
+
+def _denoiser() -> ConfigDict:
+    """From a partial measurement to an estimate, around the network."""
+    denoiser = ConfigDict()
     denoiser.parametrization = "edm"  # edm | eps
     denoiser.sandwich = "wiener"  # wiener | adjoint
     denoiser.cg_steps = 4
     denoiser.sigma_data = 0.3  # standard deviation of an image per real scalar
+    return denoiser
 
-    config.schedule = schedule = ConfigDict()
+
+def _schedule() -> ConfigDict:
+    """Noise levels of training and sampling."""
+    schedule = ConfigDict()
     schedule.name = "edm"  # edm | ddpm
     schedule.sigma_min = 0.005
     schedule.sigma_max = 20.0
@@ -49,8 +88,12 @@ def get_config() -> ConfigDict:
     schedule.log_sigma_mean = -1.0
     schedule.log_sigma_std = 1.2
     schedule.train_stride = 5  # ddpm only: train on timesteps 0, 5, ..., 995
+    return schedule
 
-    config.loss = loss = ConfigDict()
+
+def _loss() -> ConfigDict:
+    """What training minimises, and what it makes of an acquisition."""
+    loss = ConfigDict()
     loss.name = "msm"  # msm | msm_sure (noisy measurements) | dsm (clean images: the oracle)
     loss.reduction = "observed"  # observed | all (the published code's: mean over measured and unmeasured scalars)
     loss.min_keep = 0.7  # each example keeps a uniform(min_keep, 1) share of its acquired lines; 1 keeps all
@@ -59,8 +102,12 @@ def get_config() -> ConfigDict:
     loss.sure_count = "observed"  # msm_sure: observed | published (their code's wrong count of scalars)
     loss.redraw = False  # ablation that sees clean data: a fresh mask and fresh noise at every step
     loss.redraw_noise_std = 0.0  # noise per real scalar that the ablation adds
+    return loss
 
-    config.optim = optim = ConfigDict()
+
+def _optim() -> ConfigDict:
+    """The optimiser."""
+    optim = ConfigDict()
     optim.learning_rate = 1e-3
     optim.warmup_steps = 100
     optim.decay = "cosine"  # cosine | constant
@@ -68,8 +115,12 @@ def get_config() -> ConfigDict:
     optim.grad_clip = 1.0  # global norm; 0 turns clipping off
     optim.ema_rate = 0.999
     optim.accumulate = 1  # micro-batches per optimiser step
+    return optim
 
-    config.training = training = ConfigDict()
+
+def _training() -> ConfigDict:
+    """The training loop."""
+    training = ConfigDict()
     training.batch_size = 16  # global, over all devices and processes
     training.num_steps = 10_000
     training.log_every = 50
@@ -78,8 +129,12 @@ def get_config() -> ConfigDict:
     training.sample_every = 1000  # picture grids
     training.max_skipped = 20  # so many steps in a row with a loss or gradient that is not finite end the run
     training.picture_solver = "msm"  # what reconstructs the pictures
+    return training
 
-    config.sampling = sampling = ConfigDict()
+
+def _sampling() -> ConfigDict:
+    """Images drawn from the prior, mode sample."""
+    sampling = ConfigDict()
     sampling.num_levels = 50
     sampling.w = 1  # masks per level
     sampling.mask_keep = 1.0  # density of sampling masks; 0 draws from p(S), 1 is the whole measurement in one call
@@ -95,8 +150,12 @@ def get_config() -> ConfigDict:
     sampling.reference_split = "test"  # held-out images to compare with: validation | test | none
     sampling.reference_features = ""  # .npz with the features of other reference images; empty: computed from the split
     sampling.check_images = 64  # at most so many are compared with every training acquisition; 0: none
+    return sampling
 
-    config.solver = solver = ConfigDict()  # of the msm posterior solver; names as in config.sampling
+
+def _solver() -> ConfigDict:
+    """Of the msm posterior solver; names as in config.sampling."""
+    solver = ConfigDict()
     solver.num_levels = 30
     solver.w = 1
     solver.mask_keep = 1.0
@@ -110,8 +169,12 @@ def get_config() -> ConfigDict:
     solver.damping = 1.0  # of least_squares: how much better than under a white prior the network's estimate is
     solver.gamma = 1.0  # step towards the data; 1 is all the way (with entries: acquired ones get their values back)
     solver.eta = 1.0
+    return solver
 
-    config.task = task = ConfigDict()  # what evaluation reconstructs; configs/tasks.py sets it
+
+def _task() -> ConfigDict:
+    """What evaluation reconstructs; configs/tasks.py sets it."""
+    task = ConfigDict()
     task.name = "acquired"  # acquired: the store's acquisitions; else a task that is simulated from the references:
     # cs_mri | sr | box_inpainting | random_inpainting | gaussian_blur | motion_blur | colorization
     task.seed = 0  # of its masks and noise: one draw per example
@@ -124,13 +187,21 @@ def get_config() -> ConfigDict:
     task.sigma = 1.5  # gaussian_blur: in pixels
     task.length = 9.0  # motion_blur: in pixels
     task.angle = 45.0  # motion_blur: in degrees, 0 along a row, counter-clockwise
+    return task
 
-    config.baselines = baselines = ConfigDict()  # weights of the classical solvers, tuned on validation images
+
+def _baselines() -> ConfigDict:
+    """Weights of the classical solvers, tuned on validation images."""
+    baselines = ConfigDict()
     baselines.ridge = 0.001  # cg_sense and tikhonov
     baselines.wavelet = 0.001  # l1_wavelet
     baselines.tv = 0.005
+    return baselines
 
-    config.eval = evaluation = ConfigDict()
+
+def _eval() -> ConfigDict:
+    """Reconstruction of a split, mode eval."""
+    evaluation = ConfigDict()
     evaluation.split = "test"
     evaluation.acquisition = "undersampled"  # which acquisitions are reconstructed, whatever was trained on
     evaluation.solvers = ("zero_filled", "cg_sense", "l1_wavelet", "msm")
@@ -143,8 +214,12 @@ def get_config() -> ConfigDict:
     evaluation.folder = "eval"  # inside workdir
     evaluation.checkpoint = ""  # folder of a workdir whose checkpoint to use; empty: this workdir's
     evaluation.tuned = ""  # best.json of --mode tune, whose hyper-parameters replace those of the solvers in it
+    return evaluation
 
-    config.tune = tune = ConfigDict()  # search for the hyper-parameters of one solver on the task that evaluation has
+
+def _tune() -> ConfigDict:
+    """Search for the hyper-parameters of one solver on the task that evaluation has."""
+    tune = ConfigDict()
     tune.solver = "msm"
     tune.objective = "held_out"  # held_out: predict acquired entries that were hidden | psnr | ssim: with references
     tune.hide = 0.2  # held_out: share of the acquired lines outside the ACS, of images of the acquired squares
@@ -155,4 +230,4 @@ def get_config() -> ConfigDict:
     tune.batch_size = 8
     tune.num_samples = 2  # posterior samples per scan, in place of eval.num_samples; their mean is judged
     tune.folder = "tune"  # inside workdir
-    return config
+    return tune

@@ -8,6 +8,7 @@ known basis, so that pseudo-inverse and damped inverse are exact and cost as muc
 `mask` and `maps` of a measurement are not read: all of y is measured.
 """
 
+import abc
 import functools
 from dataclasses import dataclass
 
@@ -101,16 +102,16 @@ class Downsample:
         return solve
 
 
-class _Blur:
+class _Blur(abc.ABC):
     """Circular convolution with a kernel that is not negative and sums to 1, by the real FFT.
 
     Frequencies whose gain is below SPECTRUM_CUTOFF of the largest are removed by H itself, not only by its inverse: so
     H^+ is exactly the pseudo-inverse of H. They hold less than SPECTRUM_CUTOFF of the image's content there.
     """
 
+    @abc.abstractmethod
     def kernel(self, shape: tuple[int, int]) -> np.ndarray:
         """(H,W) float64, centre at [0,0], offsets circular; not normalised."""
-        raise NotImplementedError
 
     def spectrum(self, shape: tuple[int, int]) -> np.ndarray:
         """(H, W//2+1) complex64 gains of the frequencies of rfft2, exactly 0 where they count as not measured."""

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX is imported; set it yourself to run the tests elsewhere
@@ -17,9 +18,17 @@ from builders.images import ImageReferences
 from builders.store import prepare_store
 from configs.default import get_config
 from tests.pictures import make_store, small_image_config, write_pictures
+from tests.small_runs import quick_compilation
 
 # Nearly all of a test's time is compilation of programs that run for milliseconds.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="module")
+def compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Quick compilation, shared by the files that train; a file asks for it by `usefixtures`."""
+    with quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,10 @@ from infra.checkpoints import Checkpoints
 from models.init import init_params
 
 
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
 def small_config(store: Path) -> ConfigDict:
     """The smoke variant of the demo on `tiny_store`, four steps of a one-level network."""
     config = brain64_msm.get_config("smoke")

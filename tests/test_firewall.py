@@ -13,7 +13,7 @@ import run_lib
 from operators.measurement import Measurement
 from tests.checks import hashes, message_of
 from tests.pictures import small_image_config
-from tests.small_runs import assert_same_run, quick_compilation, small_config
+from tests.small_runs import assert_same_run, small_config
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING_CODE = [
@@ -22,10 +22,7 @@ TRAINING_CODE = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiler(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("compiler")
 
 
 @pytest.fixture(scope="module")

@@ -20,20 +20,13 @@ from infra.config_check import find_problems
 from models.init import init_params
 from operators.measurement import Measurement
 from tests.checks import hashes, message_of
-from tests.small_runs import quick_compilation, small_config
+from tests.small_runs import Killed, small_config
 from tests.test_report import Page
 
 TOTAL = 6
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiler(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("compiler")
 
 
 @pytest.fixture(scope="module")

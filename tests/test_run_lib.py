@@ -9,17 +9,9 @@ import pytest
 import run_lib
 from infra.errors import UserError
 from tests.checks import hashes, message_of
-from tests.small_runs import assert_same_run, quick_compilation, saved_state, small_config
+from tests.small_runs import Killed, assert_same_run, saved_state, small_config
 
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiler(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("compiler")
 
 
 @pytest.fixture(scope="module")

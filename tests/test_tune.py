@@ -26,20 +26,13 @@ from solvers import get_solver
 from solvers.registry import Range, Solver
 from tests.checks import hashes, message_of
 from tests.pictures import small_image_config
-from tests.small_runs import quick_compilation, small_config
+from tests.small_runs import Killed, small_config
 from tests.toy_data import acquisition, column_masks, fourier, smooth_coils
 
 TRIALS, ACS = 6, 6
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiler(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("compiler")
 
 
 def white_images(size=24, count=12, coils=4, noise_std=0.5):

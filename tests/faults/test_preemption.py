@@ -16,13 +16,9 @@ from infra.errors import Stopped
 from models.init import init_params
 from tests.checkpoint_runs import script, steps
 from tests.checks import hashes
-from tests.small_runs import assert_same_run, quick_compilation, small_config
+from tests.small_runs import assert_same_run, small_config
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compiler(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("compiler")
 
 
 @pytest.fixture

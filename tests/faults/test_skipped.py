@@ -16,7 +16,7 @@ from infra import sharding
 from infra.errors import UserError
 from infra.tally import Tally
 from tests.checks import message_of
-from tests.small_runs import quick_compilation, saved_state, small_config
+from tests.small_runs import saved_state, small_config
 
 PARAMS = {"w": np.float32([0.5, -2.0]), "b": np.float32(0.25)}  # numpy: never donated
 BATCHES = np.float32([[1, 2], [3, -1], [0.5, 0.25], [2, 2]])
@@ -117,12 +117,6 @@ def poison(monkeypatch, steps):
         return shard_batch(tree, mesh)
 
     monkeypatch.setattr(run_lib.sharding, "shard_batch", shard)
-
-
-@pytest.fixture
-def compiler(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
 
 
 def test_training_skips_counts_stops_and_goes_on(tiny_store, tmp_path, monkeypatch, caplog, compiler):
