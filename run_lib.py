@@ -294,7 +294,7 @@ def _report(
         "command": command,
         "checkpoint": settings.checkpoint or "this workdir",
         "training step": step,
-        "slices": len(merged["example_id"]),
+        "images" if images else "slices": len(merged["example_id"]),
         "image size": config.data.image_size,
         **({} if images else {"coils": config.data.num_coils}),
         **_measurement_facts(config, task, info, merged["mask"]),

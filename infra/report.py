@@ -154,7 +154,8 @@ def _number(value: float, digits: int, sign: str = "") -> str:
 def _page(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], chosen: Mapping[str, int]) -> str:
     run = summary["run"]
     title = html.escape(str(run.get("title", "Reconstruction report")))
-    notes = [*run.get("notes", ()), "Research software: not for diagnosis."]
+    medical = "coils" in run
+    notes = [*run.get("notes", ()), *(["Research software: not for diagnosis."] if medical else [])]
     return "\n".join(
         [
             f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>',
