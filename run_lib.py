@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +12,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import datasets
-import evaluation
 import tuning
-from infra import checkpoints, figures, generation, preemption, report, rounds, sharding, tuned, workdir, writers
+from infra import (
+    checkpoints,
+    figures,
+    generation,
+    preemption,
+    reconstruction,
+    rounds,
+    sharding,
+    tuned,
+    workdir,
+    writers,
+)
 from infra.atomic import atomic_write_bytes
 from infra.errors import UserError
 from infra.progress import Progress
@@ -28,11 +37,10 @@ from models.registry import get_model
 from operators.acquisition import Acquisition
 from operators.masks import MaskDistribution, get_masks
 from operators.operator import Operator
-from operators.tasks import Task, get_task
+from operators.tasks import get_task
 from operators.transform import Transform, get_transform
 from sde_lib import Schedule, get_schedule
 from solvers import get_solver
-from solvers.registry import Solver
 
 
 @dataclass(frozen=True)
@@ -215,13 +223,13 @@ def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, An
         writers.setup_logging(run.root, "eval")
         runners = {name: sharding.data_parallel_solve(s.solve, experiment.mesh) for name, s in solvers.items()}
         done, compiled = [], {}
-        stamp = _stamp(config, solvers, params, info)
+        stamp = reconstruction.stamp_of(config, solvers, params, info)
         with preemption.watch() as notice, Progress(len(batches), 0, "eval", unit="round") as progress:
             for index, example in enumerate(batches):
                 path = rounds.path_of(run.path(settings.folder), index)
                 arrays = rounds.read(path, stamp)
                 if arrays is None:
-                    arrays = _solve_round(experiment, solvers, runners, compiled, params, example)
+                    arrays = reconstruction.solve_round(experiment, solvers, runners, compiled, params, example)
                     if jax.process_index() == 0:
                         rounds.write(path, stamp, arrays)
                 done.append(arrays)
@@ -231,7 +239,7 @@ def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, An
         if jax.process_index() != 0:
             return {}
         rounds.drop_beyond(run.path(settings.folder), len(batches))
-        return _report(config, run, done, solvers, task, info, step, command, measures, absent)
+        return reconstruction.write_report(config, run, done, solvers, task, info, step, command, measures, absent)
 
 
 def _load_params(experiment: Experiment, folder: str):
@@ -239,107 +247,6 @@ def _load_params(experiment: Experiment, folder: str):
     source = experiment.config.eval.checkpoint or folder
     workdir.check_checkpoint_config(source, experiment.config)
     return checkpoints.load_ema_params(source, experiment.template_params())
-
-
-def _stamp(config: ConfigDict, solvers: dict[str, Solver], params, info: dict[str, Any]) -> str:
-    """What a finished round depends on; a round of another stamp is computed again."""
-    names = ("eval", "task", "solver", "denoiser", "schedule", "transform", "model", "masks")
-    sections = {name: config[name].to_dict() for name in names}
-    for name in ("checkpoint", "tuned", "metrics", "lpips_network", "lpips_weights"):
-        sections["eval"].pop(name)  # the parameters themselves count, not where they lie; measured is afterwards
-    told = {name: (dict(solver.hyper), solver.nfe, solver.num_samples) for name, solver in solvers.items()}
-    data = {name: value for name, value in info.items() if name not in ("notes", "licences", "versions")}
-    return repr((config.seed, sections, told, rounds.checksum(params), rounds.code_checksum(), data))
-
-
-def _solve_round(
-    experiment: Experiment, solvers: dict[str, Solver], runners, compiled, params, example
-) -> dict[str, np.ndarray]:
-    """Runs every solver on one batch. The first call fills `compiled`, so that seconds hold no compilation."""
-    key = sharding.replicate(jax.random.key(experiment.config.seed), experiment.mesh)
-    measurement = sharding.shard_batch(sharding.local_share(example.measurement), experiment.mesh)
-    batch_size = example.measurement.example_id.shape[0]
-    arrays = {
-        "example_id": example.measurement.example_id,
-        "reference": example.reference,
-        **({} if example.volume is None else {"volume": example.volume}),
-        "mask": example.measurement.mask,
-    }
-    if example.measurement.mask[0].size == 1:  # all of y is measured: y itself is the picture to show
-        arrays["measured"] = example.measurement.y
-    for name, solver in solvers.items():
-        arguments = (key, params, measurement, dict(solver.hyper))
-        if name not in compiled:
-            compiled[name] = runners[name].lower(*arguments).compile()
-        begin = time.monotonic()
-        samples = sharding.gather(compiled[name](*arguments))
-        seconds = (time.monotonic() - begin) / batch_size
-        mean, std = evaluation.summarize_samples(samples)
-        arrays[f"{name}/mean"] = mean
-        arrays[f"{name}/seconds"] = np.full(batch_size, seconds, np.float32)
-        if std is not None:
-            arrays[f"{name}/std"], arrays[f"{name}/sample"] = std, samples[0]
-    return arrays
-
-
-def _report(
-    config, run, done, solvers: dict[str, Solver], task: Task, info, step: int, command: str, measures, absent
-) -> dict[str, Any]:
-    settings, images = config.eval, config.data.num_coils == 0
-    merged = evaluation.merge_rounds(done)
-    rows, volumes = evaluation.measure_round(merged, measures=measures), evaluation.measure_volumes(merged)
-    facts = {
-        "title": f"Reconstruction of {settings.split} {'images' if images else 'scans'}",
-        "notes": info.get("notes", []),
-        "command": command,
-        "checkpoint": settings.checkpoint or "this workdir",
-        "training step": step,
-        "images" if images else "slices": len(merged["example_id"]),
-        "image size": config.data.image_size,
-        **({} if images else {"coils": config.data.num_coils}),
-        **_measurement_facts(config, task, info, merged["mask"]),
-        "split": f"{settings.split} of {config.data.dir}",
-        "seed": config.seed,
-        "hyper-parameters": {name: dict(s.hyper) for name, s in solvers.items() if s.hyper},
-        **({"tuned by": settings.tuned} if settings.tuned else {}),
-    }
-    primary = "msm" if "msm" in solvers else settings.solvers[-1]
-    summary = evaluation.summarize(
-        rows,
-        primary,
-        facts,
-        nfe={name: s.nfe for name, s in solvers.items()},
-        num_samples={name: s.num_samples for name, s in solvers.items()},
-        definitions={measure.name: measure.definition for measure in measures},
-        volumes=volumes,
-        absent=absent,
-    )
-    folder = run.path(settings.folder)
-    report.write_metrics_csv(folder / "metrics.csv", rows)
-    report.write_metrics_csv(folder / "volumes.csv", volumes)
-    report.write_summary(folder / "summary.json", summary)
-    page = report.write_report(folder, summary, rows, merged)
-    logging.info("%s\nreport: %s", evaluation.format_table(summary), page)
-    return summary
-
-
-def _measurement_facts(config: ConfigDict, task: Task, info: dict[str, Any], masks: np.ndarray) -> dict[str, Any]:
-    """What the report says about the task: its parameters, how much of y is measured, its noise."""
-    facts: dict[str, Any] = {"task": config.task.name}
-    if config.task.name == "acquired":
-        noise_std, acceleration = info["settings"]["noise_std"], info.get("acceleration", {})
-        facts |= {f"acceleration, {name}": _of_split(value, config.eval.split) for name, value in acceleration.items()}
-    else:
-        noise_std = config.task.noise_std
-        facts |= {"task's settings": {name: config.task[name] for name in (*task.settings, "seed")}}
-        if task.draw_mask is not None:
-            facts["acceleration, effective"] = round(1 / float(np.mean(masks)), 2)
-    noise = "noise std" if config.data.num_coils == 0 else "noise std per real and imaginary entry"
-    return facts | {noise: noise_std}
-
-
-def _of_split(value, split: str):
-    return round(value[split], 2) if isinstance(value, dict) else value
 
 
 def sample(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]:

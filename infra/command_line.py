@@ -47,7 +47,7 @@ def parse(argv: list[str], names: bool = False) -> list[str]:
 def _mistake(error: BaseException | None, argv: list[str]) -> str:
     """What the user did wrong: absl and ml_collections wrap it, sometimes with its traceback as the message."""
     if isinstance(error, AttributeError):
-        from infra.config_check import SETTINGS  # loads JAX: not needed to tell the other mistakes
+        from infra.settings import SETTINGS  # loads JAX: not needed to tell the other mistakes
 
         for name in (a.partition("config.")[2].partition("=")[0] for a in argv if "config." in a.partition("=")[0]):
             if name not in SETTINGS:

@@ -1,4 +1,4 @@
-"""Kinds of rules for one setting: a range of numbers, a known name, a tuple of such; used by infra/config_check.py."""
+"""Kinds of rules for one setting: a range of numbers, a known name, a tuple of such; used by infra/settings.py."""
 
 import dataclasses
 import importlib

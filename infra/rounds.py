@@ -14,7 +14,10 @@ import numpy as np
 
 from infra.atomic import atomic_file, atomic_write_npz
 
-SCIENCE = ("losses.py", "sampling.py", "sde_lib.py", "datasets.py", "models", "operators", "solvers")
+SCIENCE = (
+    *("losses.py", "sampling.py", "sde_lib.py", "datasets.py", "evaluation.py", "tuning.py"),
+    *("infra/reconstruction.py", "infra/generation.py", "models", "operators", "solvers"),
+)
 
 
 def checksum(params: Any) -> int:

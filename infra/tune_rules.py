@@ -1,4 +1,4 @@
-"""What the settings of config.tune must be; infra/config_check.py checks them with all others."""
+"""What the settings of config.tune must be; infra/settings.py checks them with all others."""
 
 from infra.config_rules import choice, folder_inside, integer, name, number, registered
 

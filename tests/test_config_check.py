@@ -9,10 +9,11 @@ from ml_collections import ConfigDict
 
 import configs
 from configs.default import get_config
-from infra import config_check
-from infra.config_check import OPTIONAL, SETTINGS, check, find_problems
+from infra import combinations
+from infra.config_check import check, find_problems
 from infra.config_rules import registered
 from infra.errors import UserError
+from infra.settings import OPTIONAL, SETTINGS
 from operators.acquisition import Acquisition
 from operators.tasks import TASKS, get_task
 from operators.transform import get_transform
@@ -191,11 +192,11 @@ def test_tasks_of_entries_are_those_whose_operator_keeps_entries():
     for task in TASKS.names():
         config = changed(task__name=task, **({} if task in ("acquired", "cs_mri") else IMAGES))
         operator = get_task(config, get_transform(config)).operator
-        assert isinstance(operator, Acquisition) == (task in config_check.TASKS_OF_ENTRIES)
+        assert isinstance(operator, Acquisition) == (task in combinations.TASKS_OF_ENTRIES)
 
 
 def test_batches_must_split_over_devices(monkeypatch):
-    monkeypatch.setattr(config_check.jax, "device_count", lambda: 8)
+    monkeypatch.setattr(combinations.jax, "device_count", lambda: 8)
     assert find_problems(changed(training__batch_size=24, eval__batch_size=16)) == []
     problems = find_problems(changed(training__batch_size=20, eval__batch_size=12))
     assert problems == [

@@ -11,7 +11,7 @@ import pytest
 import datasets
 import run_lib
 from configs import tasks, variants
-from infra import figures
+from infra import figures, reconstruction
 from models.denoiser import Denoised, get_denoise_fn
 from models.init import init_params
 from operators import wavelet
@@ -247,9 +247,9 @@ def test_an_image_task_is_evaluated_and_reported(variant, tmp_path, monkeypatch)
     assert pictured[variant] in shown
     with np.load(tmp_path / "run" / variant / "rounds" / "round_0000.npz") as stored:
         assert stored["msm/mean"].shape == (3, SIZE, SIZE, 3) and np.isfinite(stored["msm/mean"]).all()
-    before = run_lib._stamp(config, {}, params, {})
+    before = reconstruction.stamp_of(config, {}, params, {})
     config.task.seed = 1
-    assert run_lib._stamp(config, {}, params, {}) != before
+    assert reconstruction.stamp_of(config, {}, params, {}) != before
 
 
 def test_msm_of_mri_takes_the_pseudo_inverse_too():

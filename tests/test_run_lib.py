@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import run_lib
+from infra import reconstruction
 from infra.errors import UserError
 from tests.checks import hashes, message_of
 from tests.small_runs import Killed, assert_same_run, saved_state, small_config
@@ -82,7 +83,7 @@ def evaluated(tiny_store, trained):
 
 def count_rounds(monkeypatch, limit=100):
     """Returns a list that grows with every round that is computed; the one after `limit` raises Killed."""
-    solve_round, computed = run_lib._solve_round, []
+    solve_round, computed = reconstruction.solve_round, []
 
     def counted(*args, **kwargs):
         if len(computed) == limit:
@@ -90,7 +91,7 @@ def count_rounds(monkeypatch, limit=100):
         computed.append(1)
         return solve_round(*args, **kwargs)
 
-    monkeypatch.setattr(run_lib, "_solve_round", counted)
+    monkeypatch.setattr(reconstruction, "solve_round", counted)
     return computed
 
 

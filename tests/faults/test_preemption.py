@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import run_lib
-from infra import preemption
+from infra import preemption, reconstruction
 from infra.checkpoints import export_params
 from infra.errors import Stopped
 from models.init import init_params
@@ -142,13 +142,13 @@ def untrained(config, tmp_path):
 
 
 def test_evaluation_stops_between_rounds(untrained, tmp_path, monkeypatch, caplog):
-    solve_round = run_lib._solve_round
+    solve_round = reconstruction.solve_round
 
     def terminate(*args):
         os.kill(os.getpid(), signal.SIGTERM)
         return solve_round(*args)
 
-    monkeypatch.setattr(run_lib, "_solve_round", terminate)
+    monkeypatch.setattr(reconstruction, "solve_round", terminate)
     with pytest.raises(Stopped) as stopped:
         run_lib.evaluate(untrained, str(tmp_path / "run"))
     assert stopped.value.status == 143 and "SIGTERM: stopped after round 1 of 2" in caplog.text
