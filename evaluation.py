@@ -4,8 +4,8 @@ Pure numpy; no files. The single measures are in `metrics`. What travels between
 
   round    plain dict of arrays, the content of one rounds/*.npz: 'example_id' (N,), 'reference' (N,...), 'mask'
            (N,...), where slices belong to volumes 'volume' (N,) names, and for every solver '<solver>/mean' (N,...),
-           '<solver>/seconds' (N,), and where it draws samples '<solver>/std' (N,H,W) float32 and '<solver>/sample'
-           (N,...), one posterior sample
+           '<solver>/seconds' (N,), and where it draws samples '<solver>/std' (N,H,W) float32, '<solver>/sample'
+           (N,...), one posterior sample, and '<solver>/level' and '<solver>/crps', see `calibration`
   row      dict of one slice and one solver: 'example_id', 'volume' if it has one, 'solver', the metrics, 'seconds', and
            the POSTERIOR figures where the solver has a std map; or of one volume and one solver, see `measure_volumes`
   summary  dict that becomes summary.json, see `summarize`
@@ -23,17 +23,15 @@ from typing import Any
 
 import numpy as np
 
+from calibration import COVERAGES, HEAD_THRESHOLD, POSTERIOR, head_of, posterior_figures
 from infra.errors import UserError
 from metrics import (
-    HEAD_THRESHOLD,
     METRICS,
-    POSTERIOR,
     STANDARD,
     Metric,
     error_map,
     natural_range,
     nmse,
-    posterior_figures,
     psnr,
     ssim,
 )
@@ -80,6 +78,17 @@ DEFINITIONS = {
     "spread_to_error": (
         "Root mean square of the std map over the head, divided by that of the mean's error; a calibrated posterior of "
         "K samples gives about sqrt(K / (K + 1)); lower means overconfident."
+    ),
+    **{
+        f"coverage_{round(100 * level)}": (
+            f"Share of the head's pixels whose reference lies in the central {level:.0%} interval of Student's t "
+            f"about the samples' mean; {level} is calibrated, less is overconfident."
+        )
+        for level in COVERAGES
+    },
+    "crps": (
+        "Continuous ranked probability score of the samples, E|X - reference| - E|X - X'| / 2, mean over the head; "
+        "in units of the image, lower is better."
     ),
 }
 
@@ -158,9 +167,19 @@ def measure_round(
             if f"{solver}/seconds" in arrays:
                 row["seconds"] = float(arrays[f"{solver}/seconds"][index])
             if f"{solver}/std" in arrays:
-                row |= posterior_figures(reference, mean, arrays[f"{solver}/std"][index])
+                row |= posterior_figures(
+                    reference, mean, *(arrays[f"{solver}/{name}"][index] for name in ("std", "level", "crps"))
+                )
             rows.append(row)
     return rows
+
+
+def levels_in_head(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the interval levels of all the heads' pixels of a round by solver, for those that draw samples."""
+    drawn = [solver for solver in solver_names(arrays) if f"{solver}/level" in arrays]
+    slices = _real_slices(arrays)
+    heads = {index: head_of(arrays["reference"][index]) for index in slices}
+    return {name: np.concatenate([arrays[f"{name}/level"][i][heads[i]].ravel() for i in slices]) for name in drawn}
 
 
 def measure_volumes(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ A measure compares two images or, where it says so, two volumes; nothing here ag
 numpy arrays, (H,W) complex or (H,W,channels) real in [-1, 1].
 
   psnr, ssim, nmse           of reference and result as they are
-  posterior_figures          of a mean and its std map
   SETS, get_metrics(config)  the columns of an evaluation: 'standard', which has LPIPS where its weights are at hand,
                              and 'paper', what the published MSM code measures
 """
@@ -23,8 +22,6 @@ from models import lpips
 from models.lpips_weights import package_folder, read_weights
 from registry import Registry
 
-POSTERIOR = ("std_error_correlation", "spread_to_error")
-HEAD_THRESHOLD = 0.05  # of the largest reference magnitude: separates the head from the air around it
 _SSIM_WINDOW = 11  # pixels, of a Gaussian of sigma 1.5 cut off at 3.5 sigma
 
 Lpips = Callable[[np.ndarray, np.ndarray], float]  # of two images (H,W,1 or 3) in [-1, 1]
@@ -104,29 +101,6 @@ def error_map(reference: np.ndarray, result: np.ndarray) -> np.ndarray:
     """Absolute error (H,W) float64: of magnitudes for complex images, root mean square over channels for real ones."""
     difference = np.abs(comparable(reference) - comparable(result))
     return np.sqrt(np.mean(difference**2, axis=-1)) if difference.ndim == 3 else difference
-
-
-def posterior_figures(reference: np.ndarray, mean: np.ndarray, std: np.ndarray) -> dict[str, float]:
-    """Does the std map say where the mean is wrong? The POSTERIOR figures of one slice, nan where undefined.
-
-    Args:
-      reference, mean: (H,W) complex or (H,W,channels) real.
-      std: (H,W) float, see `evaluation.summarize_samples`.
-    """
-    strength = np.abs(reference).max(axis=-1) if reference.ndim == 3 else np.abs(reference)
-    head = strength > HEAD_THRESHOLD * strength.max()
-    error, spread = error_map(reference, mean)[head], np.asarray(std, np.float64)[head]
-    if (
-        head.sum() < 2
-        or not (np.isfinite(error).all() and np.isfinite(spread).all())
-        or min(np.ptp(error), np.ptp(spread)) == 0
-    ):
-        return dict.fromkeys(POSTERIOR, math.nan)
-    correlation = float(np.corrcoef(spread, error)[0, 1])
-    return {
-        "std_error_correlation": correlation,
-        "spread_to_error": float(np.sqrt(np.mean(spread**2) / np.mean(error**2))),
-    }
 
 
 STANDARD = (

@@ -142,6 +142,7 @@ def _sampling() -> ConfigDict:
     sampling.reinject = False  # the w calls of a level see each other's result (sequential) or not (one batched call)
     sampling.weight = "count"  # count | population: average by how often an entry was drawn, or by its probability
     sampling.step = "ddim"  # ddim | renoise: what eta means, see sampling.py
+    sampling.order = 1  # 1 | 2: a second-order step costs no further network call, see sampling.py
     sampling.eta = 1.0  # share of fresh noise in a step
     sampling.num_images = 16  # --mode sample
     sampling.batch_size = 8  # images drawn at once, over all devices; images do not depend on it
@@ -168,6 +169,7 @@ def _solver() -> ConfigDict:
     solver.cg_steps = 20  # of least_squares where masks are not whole columns; those are solved exactly
     solver.damping = 1.0  # of least_squares: how much better than under a white prior the network's estimate is
     solver.gamma = 1.0  # step towards the data; 1 is all the way (with entries: acquired ones get their values back)
+    solver.order = 1  # 1 | 2: a second-order step costs no further network call, see sampling.py
     solver.eta = 1.0
     return solver
 

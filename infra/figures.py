@@ -198,6 +198,26 @@ def quality_plot(rows: Sequence[Mapping[str, Any]], metric: str = "psnr", axis_l
     return _png(figure)
 
 
+def reliability_plot(levels: Mapping[str, np.ndarray]) -> bytes:
+    """Returns a PNG: how often intervals hold the reference over how often they should, one line per solver.
+
+    Args:
+      levels: by name, 1-D, the level of the smallest interval that holds each entry's truth.
+    """
+    figure = Figure(figsize=(6.2, 4), dpi=_DPI, layout="constrained")
+    axes = figure.add_subplot()
+    nominal = np.linspace(0, 1, 101)
+    axes.plot(nominal, nominal, ":", color="#777777", linewidth=1, label="calibrated")
+    for index, (name, values) in enumerate(levels.items()):
+        held = np.searchsorted(np.sort(values), nominal, side="right") / values.size
+        axes.plot(nominal, held, color=_COLORS[index % len(_COLORS)], linewidth=1.6, label=label(name))
+    axes.set(xlabel="level of the interval", ylabel="share of entries inside it", xlim=(0, 1), ylim=(0, 1), aspect=1)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return _png(figure)
+
+
 def _tuning_axes(axes: Axes, objective: str, across: str) -> None:
     axes.set(xlabel=across, ylabel=TUNING_LABELS.get(objective, objective))
     axes.grid(alpha=0.3)

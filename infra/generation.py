@@ -23,14 +23,13 @@ from infra.errors import UserError
 from infra.extractor import get_extractor, load_digest, load_features
 from infra.progress import Progress
 from infra.report import write_metrics_csv, write_summary
+from infra.settings import SAMPLER  # what drawn images depend on; the rest of config.sampling says how many
 from operators.measurement import Measurement
 from operators.transform import get_transform
 from sampling import get_sampling_fn
 
 GRID_IMAGES = 64
 SHOWN_PAIRS = 8
-# What drawn images depend on; the rest of config.sampling says how many there are and what they are compared with.
-SAMPLER = ("num_levels", "w", "mask_keep", "mask_order", "reinject", "weight", "step", "eta")
 
 
 @dataclass(frozen=True)

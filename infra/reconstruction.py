@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import evaluation
+from calibration import calibration_maps
 from infra import report, rounds, sharding
 from operators.tasks import Task
 from solvers.registry import Solver
@@ -50,6 +51,8 @@ def solve_round(experiment, solvers: dict[str, Solver], runners, compiled, param
         arrays[f"{name}/seconds"] = np.full(batch_size, seconds, np.float32)
         if std is not None:
             arrays[f"{name}/std"], arrays[f"{name}/sample"] = std, samples[0]
+            maps = calibration_maps(samples, example.reference)
+            arrays |= {f"{name}/{kind}": values for kind, values in maps.items()}
     return arrays
 
 

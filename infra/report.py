@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from evaluation import choose_slices
+from calibration import COVERAGE_NAMES
+from evaluation import choose_slices, levels_in_head
 from infra.atomic import atomic_write_bytes, atomic_write_text
 from infra.errors import UserError
-from infra.figures import label, quality_plot, slice_figure
+from infra.figures import label, quality_plot, reliability_plot, slice_figure
 
 STYLE = """
 :root { color-scheme: light; }
@@ -49,8 +50,12 @@ _COLUMNS = {  # metric: heading, digits, whether the largest (1) or the smallest
     "nmse": ("NMSE", 4, -1),
     "lpips": ("LPIPS", 3, -1),
     "seconds": ("seconds per slice", 3, 0),
-    "std_error_correlation": ("std map, correlation with |error|", 2, 0),
-    "spread_to_error": ("std map, spread over error", 2, 0),
+}
+_UNCERTAINTY_COLUMNS = {
+    "std_error_correlation": ("std map, correlation with |error|", 2, 1),
+    "spread_to_error": ("spread over error", 2, 0),
+    **{name: (f"in the {name.removeprefix('coverage_')} % interval", 3, 0) for name in COVERAGE_NAMES},
+    "crps": ("CRPS", 5, -1),
 }
 _PAPER = "as published"
 _PAPER_COLUMNS = {  # beside the standard ones, in a table of their own
@@ -123,13 +128,16 @@ def write_report(
     if missing:
         raise UserError(f"no picture of slice {missing[0]} for {folder / 'report.html'}: pass the round that holds it")
     figures = {"psnr_per_slice.png": quality_plot(rows)}
+    levels = levels_in_head(pictures)
+    if levels:
+        figures["reliability.png"] = reliability_plot(levels)
     for key in chosen.values():
         scores = {row["solver"]: row for row in rows if row["example_id"] == key}
         figures[f"slice_{key:05d}.png"] = slice_figure(pictures, position[key], scores)
     for name, data in figures.items():
         atomic_write_bytes(folder / "figures" / name, data)
     atomic_write_text(folder / "report.html", _page(summary, rows, chosen))
-    for stale in (folder / "figures").glob("slice_*.png"):
+    for stale in (folder / "figures").glob("*.png"):
         if stale.name not in figures:  # of an earlier evaluation: beside this table it would mislead
             stale.unlink()
     return folder / "report.html"
@@ -166,6 +174,7 @@ def _page(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], chosen:
             "<h2>Image quality</h2>",
             _quality(summary),
             _gains(summary),
+            _uncertainty(summary),
             '<h2>Slices</h2>\n<img src="figures/psnr_per_slice.png" alt="PSNR of every slice, one line per method">',
             _slice_table(rows),
             *(_slice_section(reason, key, label(summary["primary"])) for reason, key in chosen.items()),
@@ -259,6 +268,22 @@ def _gains(summary: Mapping[str, Any]) -> str:
             f"{gain['n']} slices); SSIM {_number(metrics['ssim']['mean'], 3, '+')}.</li>"
         )
     return '<h3>Gain in PSNR per slice</h3>\n<ul class="gains">\n' + "\n".join(lines) + "\n</ul>" if lines else ""
+
+
+def _uncertainty(summary: Mapping[str, Any]) -> str:
+    """The table of the solvers that draw samples and their reliability; nothing where none does."""
+    drawn = {solver: entry for solver, entry in summary["solvers"].items() if "crps" in entry}
+    if not drawn:
+        return ""
+    slices = next(iter(drawn.values()))["crps"]["n"]
+    return "\n".join(
+        [
+            "<h2>Uncertainty</h2>",
+            _score_table(drawn, _UNCERTAINTY_COLUMNS, summary["primary"]),
+            _caption(f"Mean over the heads of {slices} slices"),
+            '<img src="figures/reliability.png" alt="Share of pixels inside intervals, over the intervals\' level">',
+        ]
+    )
 
 
 def _slice_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -15,6 +15,7 @@ SAMPLER = {  # shared by config.sampling and config.solver
     "reinject": flag(),
     "weight": choice("count", "population"),
     "step": choice("ddim", "renoise"),
+    "order": integer(1, 2),
     "eta": number(0, 1),
 }
 

@@ -7,6 +7,7 @@ import pytest
 
 import evaluation
 import metrics
+from calibration import calibration_maps
 from infra.errors import UserError
 
 
@@ -29,6 +30,7 @@ def arrays():
         "poor/seconds": np.full(5, 0.25),
         "good/mean": mean,
         "good/std": std,
+        **{f"good/{kind}": values for kind, values in calibration_maps(samples, reference).items()},
         "good/seconds": np.full(5, 2.0),
     }
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 import evaluation
 import metrics
+from calibration import calibration_maps
 from infra import figures, report
 from infra.errors import UserError
 from tests.toy_data import column_masks, phantom
@@ -33,6 +34,7 @@ def make_round(color=False, size=32):
         "zero_filled/seconds": np.full(4, 0.01),
         "msm/mean": mean,
         "msm/std": std,
+        **{f"msm/{kind}": values for kind, values in calibration_maps(np.stack(samples), reference).items()},
         "msm/sample": samples[0],
         "msm/seconds": np.full(4, 1.5),
     }
@@ -93,7 +95,7 @@ def test_report_is_complete_and_self_contained(tmp_path, color):
         assert expected in text
     assert f"{summary['gains']['zero_filled']['psnr']['mean']:+.2f} dB" in text
     assert f"{summary['solvers']['msm']['psnr']['mean']:.2f}" in text
-    assert len(page.sources) == 1 + len(evaluation.choose_slices(rows, "msm"))
+    assert len(page.sources) == 2 + len(evaluation.choose_slices(rows, "msm"))
 
 
 def test_stale_pictures_go_and_a_missing_slice_is_named(tmp_path):

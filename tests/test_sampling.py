@@ -10,7 +10,7 @@ import pytest
 
 from configs.default import get_config
 from losses import example_keys
-from models.denoiser import get_denoise_fn
+from models.denoiser import Denoised, get_denoise_fn
 from operators.acquisition import Acquisition
 from operators.masks import get_masks
 from operators.transform import get_transform
@@ -41,6 +41,8 @@ def solver_config(**changes):
     return config
 
 
+KEYS = jax.random.split(jax.random.key(0), 2)
+
 SWITCHES = [
     {"mask_keep": 1.0},
     {"mask_keep": 1.0, "start_sigma": 1.0},
@@ -49,6 +51,7 @@ SWITCHES = [
     {"mask_keep": 0.5, "w": 2, "reinject": True, "consistency": "entries"},
     {"mask_keep": 0.5, "w": 2, "step": "ddim"},
     {"mask_keep": 0.5, "w": 2, "weight": "population"},
+    {"mask_keep": 0.5, "w": 2, "order": 2},
 ]
 
 
@@ -107,6 +110,30 @@ def compiled_memory(levels):
     solver = get_solver(config, experiment(config), "msm")
     compiled = jax.jit(solver.solve).lower(jax.random.key(0), PARAMS, toy_measurement(), solver.hyper).compile()
     return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_a_second_order_step_errs_quadratically():
+    """Images of N(0, 1), exact denoiser, eta 0: the flow ends at u_0 / sqrt(1 + sigma_max^2), closed form."""
+    config = get_config()
+    config.transform.name, config.masks.name, config.data.num_coils = "identity", "random_boxes", 0
+    config.data.image_size, config.masks.grid, config.masks.drop = 4, 4, 8
+    schedule, transform = get_schedule(config), get_transform(config)
+
+    def exact(s_t, mask, maps, t):
+        s0 = s_t / (1 + schedule.sigma(t).reshape(-1, 1, 1, 1) ** 2)
+        return Denoised(s0=jnp.where(mask, s0, 0), eps=s_t, z0=s0)
+
+    def end(order, num_levels):
+        settings = SamplerSettings(num_levels, order=order)
+        run = get_sampler(settings, schedule, transform, get_masks(config, density=1.0), exact)
+        return np.asarray(jax.jit(run)(KEYS, None, jnp.zeros((2, 4, 4, 3)), 0.0))
+
+    start = jax.vmap(lambda k: transform.noise(jax.random.fold_in(jax.random.fold_in(k, 1), 0), (4, 4, 3)))(KEYS)
+    low, high = config.schedule.sigma_min, config.schedule.sigma_max
+    flow = high * np.asarray(start) / np.sqrt((1 + high**2) * (1 + low**2))
+    first, second = ([np.linalg.norm(end(order, n) / flow - 1) for n in (20, 40)] for order in (1, 2))
+    assert 0.4 < first[1] / first[0] < 0.6 and 0.15 < second[1] / second[0] < 0.35
+    assert second[1] < first[1] / 7
 
 
 def test_memory_does_not_grow_with_the_number_of_levels():

@@ -1,0 +1,117 @@
+"""Quality against network calls: the sampler's switches, one after the other, on one network and one split.
+
+  python benchmarks/quality_vs_nfe.py --config=configs/brain64_msm.py \
+      --checkpoint=pretrained/brain64_msm --out=workdir/nfe --config.eval.split=validation
+
+Writes front.csv (one line per setting, added as it is measured: a second start goes on) and front.png into --out, and
+prints the table. Calls are all network calls of a scan: levels x masks x samples. PSNR and SSIM of the mean of the
+samples, mean over the slices of `eval.split` of the config; seconds per slice without compilation.
+"""
+
+import csv
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import datasets
+import evaluation
+import run_lib
+from infra import checkpoints, command_line, config_check
+from infra.atomic import atomic_write_text
+from metrics import natural_range, psnr, ssim
+from solvers import get_solver
+
+FLAGS = flags.FLAGS
+
+# name -> (number of samples, switches of config.solver); what is not named is the default of the config
+PUBLISHED = {"consistency": "entries", "gamma": 1.0, "mask_keep": 0.0, "w": 3, "eta": 0.85}
+FLOW = {"step": "ddim", "eta": 0.0}  # the probability flow: no fresh noise
+Settings = dict[str, tuple[int, dict]]
+LEVELS: Settings = {
+    **{f"{n} levels x 4 samples": (4, {"num_levels": n}) for n in (5, 10, 15, 30, 50, 150)},
+    **{f"{n} levels x 1 sample": (1, {"num_levels": n}) for n in (20, 60, 200)},
+    "5 levels x 12 samples": (12, {"num_levels": 5}),
+}
+STEPS: Settings = {
+    "ddim, eta 1, 15 x 4": (4, {"num_levels": 15, "step": "ddim"}),
+    "ddim, eta 1, order 2, 15 x 4": (4, {"num_levels": 15, "step": "ddim", "order": 2}),
+    **{f"ddim, eta 0, {n} x 1": (1, {"num_levels": n, **FLOW}) for n in (5, 10, 20, 60)},
+    **{f"ddim, eta 0, order 2, {n} x 1": (1, {"num_levels": n, **FLOW, "order": 2}) for n in (5, 10, 20)},
+    "renoise, eta 0.85, 15 x 4": (4, {"num_levels": 15, "eta": 0.85}),
+}
+WARM: Settings = {
+    **{f"start {s:g}, 5 x 4": (4, {"num_levels": 5, "start_sigma": s}) for s in (0.3, 1.0, 3.0)},
+    **{f"start {s:g}, 15 x 4": (4, {"num_levels": 15, "start_sigma": s}) for s in (0.3, 1.0)},
+    **{f"start {s:g}, eta 0, 10 x 1": (1, {"num_levels": 10, "start_sigma": s, **FLOW}) for s in (0.3, 1.0)},
+}
+CONSISTENCY: Settings = {
+    **{f"damping {d:g}, 15 x 4": (4, {"num_levels": 15, "damping": d}) for d in (0.25, 4.0)},
+    "pseudo-inverse, 15 x 4": (4, {"num_levels": 15, "consistency": "pseudo_inverse"}),
+}
+MASKS: Settings = {
+    "w 3, whole, 20 x 1": (1, {"num_levels": 20, "w": 3}),
+    "masks of p(S), w 3, 20 x 1": (1, {"num_levels": 20, "w": 3, "mask_keep": 0.0}),
+    "the same, complement": (1, {"num_levels": 20, "w": 3, "mask_keep": 0.0, "mask_order": "complement"}),
+    "the same, reinject": (1, {"num_levels": 20, "w": 3, "mask_keep": 0.0, "reinject": True}),
+    "published form, 200 x 3": (1, {**PUBLISHED, "num_levels": 200}),
+    "published form, reinject, 200 x 3": (1, {**PUBLISHED, "num_levels": 200, "reinject": True}),
+}
+SETTINGS = LEVELS | STEPS | WARM | CONSISTENCY | MASKS
+
+
+def measure(config, params, batches, num_samples: int, switches: dict) -> dict[str, float]:
+    """PSNR, SSIM, network calls and seconds per slice of the msm solver with `switches`."""
+    config = config.copy_and_resolve_references()
+    config.eval.num_samples = num_samples
+    config.solver.update(switches)
+    config_check.check(config)
+    solver = get_solver(config, run_lib.build(config), "msm")
+    key = jax.random.key(config.seed)
+    compiled = jax.jit(solver.solve).lower(key, params, batches[0].measurement, dict(solver.hyper)).compile()
+    rows, seconds = [], 0.0
+    for batch in batches:
+        begin = time.monotonic()
+        samples = np.asarray(compiled(key, params, batch.measurement, dict(solver.hyper)))
+        seconds += time.monotonic() - begin
+        mean, _ = evaluation.summarize_samples(samples)
+        kept = batch.measurement.example_id != evaluation.PADDING_ID
+        for reference, image in zip(batch.reference[kept], mean[kept], strict=True):
+            rows.append([metric(reference, image, natural_range(reference)) for metric in (psnr, ssim)])
+    means = np.mean(rows, axis=0)
+    return {"calls": solver.nfe * num_samples, "psnr": means[0], "ssim": means[1], "seconds": seconds / len(rows)}
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    config, out = FLAGS.config, Path(FLAGS.out)
+    config_check.check(config)
+    params, _ = checkpoints.load_ema_params(FLAGS.checkpoint, run_lib.build(config).template_params())
+    split, size, limit = config.eval.split, config.eval.batch_size, config.eval.max_examples
+    batches = list(datasets.eval_batches(config, split, size, limit))
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "front.csv"
+    found = {row["setting"]: row for row in csv.DictReader(path.open())} if path.exists() else {}
+    for name, (num_samples, switches) in SETTINGS.items():
+        if name in found or not any(wanted in name for wanted in FLAGS.only.split(",")):
+            continue
+        figures = measure(config, params, batches, num_samples, switches)
+        found[name] = {"setting": name, **{key: f"{value:.4f}" for key, value in figures.items()}}
+        lines = [",".join(("setting", *figures)), *(",".join(f'"{v}"' for v in row.values()) for row in found.values())]
+        atomic_write_text(path, "\n".join(lines) + "\n")
+        print(found[name], flush=True)
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "The run's config.")
+    flags.DEFINE_string("checkpoint", None, "Folder of the network's checkpoint.")
+    flags.DEFINE_string("out", None, "Folder for front.csv and front.png.")
+    flags.DEFINE_string("only", "", "Measure only settings whose name holds one of these, separated by commas.")
+    flags.mark_flags_as_required(["config", "checkpoint", "out"])
+    command_line.start(main)
