@@ -280,9 +280,15 @@ def tune(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]:
     experiment = build(config)
     experiment = dataclasses.replace(experiment, operator=get_task(config, experiment.transform).operator)
     solver = get_solver(config, experiment, settings.solver)
-    if not solver.search:
-        raise UserError(f"tune.solver is {settings.solver!r}: it declares no hyper-parameter to search; choose another")
+    if config.eval.tuned:
+        solver = tuned.apply(config.eval.tuned, {settings.solver: solver})[settings.solver]
     objective = tuning.get_objective(config, experiment.operator)
+    search = solver.spread if objective.of_spread else solver.search
+    if not search:
+        raise UserError(
+            f"tune.solver is {settings.solver!r}: it declares no hyper-parameter to search by tune.objective "
+            f"{settings.objective!r}; choose another"
+        )
     read = datasets.eval_batches if objective.needs_references else datasets.measurement_batches
     batches = [objective.judge(b) for b in read(config, settings.split, settings.batch_size, settings.max_examples)]
     if not any(batch.counts.any() for batch in batches):
@@ -290,14 +296,16 @@ def tune(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]:
     params, step = _load_params(experiment, folder) if solver.nfe else (None, 0)
     with workdir.open_workdir(folder, given, "tune") as run:
         writers.setup_logging(run.root, "tune")
-        evaluate_trial = study.get_trial_fn(experiment, solver, params, batches)
+        solve = study.get_solve_fn(experiment, solver, params, batches)
+
+        def evaluate_trial(hyper):
+            return study.score_of(solve(hyper))
+
         if jax.process_index() != 0:
-            study.run(None, list(solver.search), evaluate_trial, settings.trials)
+            study.run(None, list(search), evaluate_trial, settings.trials)
             return {}
         where, name = run.path(settings.folder), study.name_of(config, solver, params, info)
-        with study.Study(
-            where / "study.db", name, solver.search, solver.hyper, config.seed, objective.minimise
-        ) as trials:
-            study.run(trials, list(solver.search), evaluate_trial, settings.trials)
+        with study.Study(where / "study.db", name, search, solver.hyper, config.seed, objective.minimise) as trials:
+            study.run(trials, list(search), evaluate_trial, settings.trials)
             facts = {"checkpoint": config.eval.checkpoint or "this workdir", "training step": step, "command": command}
-            return study.write(experiment, solver, objective, batches, trials.trials, where, **facts)
+            return study.write(experiment, solver, objective, batches, trials.trials, solve, where, **facts)

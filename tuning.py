@@ -2,13 +2,14 @@
 
   hide              from a measurement to one with fewer entries, and the mask of those that it lacks
   held_out_error    |M (H xhat - y)|^2 / |M y|^2 per example, M the hidden entries
-  get_objective     'held_out', or with references 'psnr' and 'ssim', of the mean over posterior samples
+  get_objective     'held_out', or with references 'psnr' and 'ssim', of the mean over posterior samples, or 'crps',
+                    of how well their spread predicts what was hidden
 
 What is hidden is drawn once per example, from (seed, example id): every trial has the same task.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from calibration import gaussian_crps, interval_levels
 from evaluation import PADDING_ID
 from infra.errors import UserError
 from losses import example_keys
@@ -104,15 +106,18 @@ class Judged:
 
     Attributes:
       measurement: what the solver is given, numpy.
-      score: (B,...) images -> (B,) one value per example.
+      score: (K,B,...) samples -> (B,) one value per example.
       counts: (B,) bool, False for padding and for examples that have nothing to say.
       floor: (B,) the least value to expect, where there is one.
+      levels: (K,B,...) samples -> (N,) of all hidden scalars of the examples that count, the level of the smallest
+        interval that holds each, see `calibration`; None for objectives of the mean.
     """
 
     measurement: Measurement
     score: Callable[[np.ndarray], np.ndarray]
     counts: np.ndarray
     floor: np.ndarray | None = None
+    levels: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,12 +126,14 @@ class Objective:
 
     Attributes:
       minimise: otherwise it is to be maximised.
+      of_spread: whether `Solver.spread` is searched; else `Solver.search`.
       needs_references: whether `judge` takes an `EvalExample`; else a `Measurement`.
       judge: batch -> Judged.
       definition: what it is, in a sentence.
     """
 
     minimise: bool
+    of_spread: bool
     needs_references: bool
     judge: Callable[[Any], Judged]
     definition: str
@@ -140,15 +147,14 @@ def get_objective(config, operator: Operator) -> Objective:
     return OBJECTIVES[config.tune.objective](config, operator)
 
 
-@OBJECTIVES.register("held_out")
-def get_held_out(config, operator: Operator) -> Objective:
-    """Hides lines or squares of acquired entries and asks how well the reconstruction from the others predicts them."""
+def _get_division(config, operator: Operator) -> tuple[Callable[[Measurement], Any], str]:
+    """Returns divide(measurement) -> (shown, hidden, whether anything is, noise floor), numpy, and what it hides."""
+    settings, mri = config.tune, config.data.num_coils > 0
     if not isinstance(operator, Acquisition):
         raise UserError(
-            f"tune.objective is 'held_out': task.name {config.task.name!r} measures no entries that could be hidden; "
-            "set tune.objective to psnr or ssim, which compare with references"
+            f"tune.objective is {settings.objective!r}: task.name {config.task.name!r} measures no entries that could "
+            "be hidden; set tune.objective to psnr or ssim, which compare with references"
         )
-    settings, mri = config.tune, config.data.num_coils > 0
     acs_lines = config.task.acs_lines if config.task.name == "cs_mri" else config.masks.acs_lines
 
     def choose_entries(key, mask):
@@ -161,19 +167,78 @@ def get_held_out(config, operator: Operator) -> Objective:
         shown, hidden = hide(measurement, config.seed, choose_entries)
         return shown, hidden, hidden_energy(measurement.y, hidden) > 0, noise_floor(measurement, hidden)
 
+    what = "lines outside the ACS, of all coils" if mri else f"{settings.block} x {settings.block} squares"
+    told = f"the {settings.hide:.0%} of the acquired {what}, that the reconstruction was not shown"
+    return lambda measurement: jax.tree.map(np.asarray, divide(measurement)), told
+
+
+@OBJECTIVES.register("held_out")
+def get_held_out(config, operator: Operator) -> Objective:
+    """Hides lines or squares of acquired entries and asks how well the reconstruction from the others predicts them."""
+    divide, what = _get_division(config, operator)
     measure = jax.jit(lambda x, measurement, hidden: held_out_error(operator, x, measurement, hidden))
 
     def judge(measurement: Measurement) -> Judged:
-        shown, hidden, some, floor = jax.tree.map(np.asarray, divide(measurement))
+        shown, hidden, some, floor = divide(measurement)
         counts = some & (measurement.example_id != PADDING_ID)
-        return Judged(shown, lambda x: np.asarray(measure(x, measurement, hidden)), counts, floor)
+        return Judged(shown, lambda x: np.asarray(measure(x.mean(axis=0), measurement, hidden)), counts, floor)
 
-    what = "lines outside the ACS, of all coils" if mri else f"{settings.block} x {settings.block} squares"
     definition = (
-        f"Error over energy of the data, |M (H x - y)|^2 / |M y|^2, where M keeps the {settings.hide:.0%} of the "
-        f"acquired {what}, that the reconstruction was not shown; mean over examples. No reference is used."
+        f"Error over energy of the data, |M (H x - y)|^2 / |M y|^2, where M keeps {what}; mean over examples. No "
+        "reference is used."
     )
-    return Objective(True, False, judge, definition)
+    return Objective(True, False, False, judge, definition)
+
+
+def real_scalars(array: np.ndarray) -> np.ndarray:
+    """(..., n) -> (..., n) real or (..., 2 n), real parts before imaginary ones."""
+    return np.concatenate([np.real(array), np.imag(array)], axis=-1) if np.iscomplexobj(array) else array
+
+
+@OBJECTIVES.register("crps")
+def get_spread_score(config, operator: Operator) -> Objective:
+    """Hides entries and asks how well a Gaussian of the samples' mean and spread, with the noise, predicts them.
+
+    A proper score: it is best where hidden entries lie as far from the mean as the spread says.
+    """
+    divide, what = _get_division(config, operator)
+    predict = jax.jit(
+        lambda samples, measurement, hidden: jax.lax.map(
+            lambda x: operator.forward(x, hidden, measurement.maps), samples
+        )
+    )
+
+    def judge(measurement: Measurement) -> Judged:
+        shown, hidden, some, _ = divide(measurement)
+        counts = some & (measurement.example_id != PADDING_ID)
+        chosen = np.broadcast_to(hidden, measurement.y.shape)
+
+        def of_example(samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+            """Of each example: what its samples predict (K,n), what was measured (n,), and its noise."""
+            predicted, y = np.asarray(predict(samples, measurement, hidden)), np.asarray(measurement.y)
+            for i, noise_std in enumerate(measurement.noise_std):
+                yield real_scalars(predicted[:, i][:, chosen[i]]), real_scalars(y[i][chosen[i]]), float(noise_std)
+
+        def score(samples: np.ndarray) -> np.ndarray:
+            share = 1 + 1 / len(samples)  # the mean of the samples errs too
+            values = []
+            for predicted, y, noise_std in of_example(samples):
+                std = np.sqrt(share * predicted.var(axis=0, ddof=1) + noise_std**2)
+                crps = gaussian_crps(predicted.mean(axis=0), np.maximum(std, 1e-12), y)
+                values.append(crps.mean() / np.sqrt(np.mean(y**2)) if y.size else np.nan)
+            return np.array(values)
+
+        def levels(samples: np.ndarray) -> np.ndarray:
+            found = zip(of_example(samples), counts, strict=True)
+            return np.concatenate([interval_levels(*example).ravel() for example, counted in found if counted])
+
+        return Judged(shown, score, counts, levels=levels)
+
+    definition = (
+        "Continuous ranked probability score of Gaussians with the samples' mean and variance, plus that of the noise, "
+        f"over the root mean square of the data, both on {what}; mean over examples. No reference is used."
+    )
+    return Objective(True, True, False, judge, definition)
 
 
 def _with_reference(name: str) -> None:
@@ -184,13 +249,13 @@ def _with_reference(name: str) -> None:
         del config, operator
 
         def judge(example: EvalExample) -> Judged:
-            def score(x: np.ndarray) -> np.ndarray:
-                pairs = zip(example.reference, x, strict=True)
+            def score(samples: np.ndarray) -> np.ndarray:
+                pairs = zip(example.reference, samples.mean(axis=0), strict=True)
                 return np.array([metric.measure(r, image, natural_range(r)) for r, image in pairs])
 
             return Judged(example.measurement, score, example.measurement.example_id != PADDING_ID)
 
-        return Objective(False, True, judge, f"Of references: {metric.definition} Mean over examples.")
+        return Objective(False, False, True, judge, f"Of references: {metric.definition} Mean over examples.")
 
 
 for _name in ("psnr", "ssim"):

@@ -201,6 +201,13 @@ def _training_batch_splits(c: ConfigDict) -> str | None:
     )
 
 
+@_must_fit("tune.objective", "tune.num_samples")
+def _spread_needs_samples(c: ConfigDict) -> str | None:
+    if c.tune.objective != "crps" or c.tune.num_samples > 1:
+        return None
+    return "tune.num_samples is 1: tune.objective 'crps' is of the spread of several samples; take 8"
+
+
 @_must_fit("eval.metrics")
 def _metrics_hold_the_standard_ones(c: ConfigDict) -> str | None:
     if "standard" in c.eval.metrics:

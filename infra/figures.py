@@ -32,7 +32,7 @@ ERROR_MAP, STD_MAP = "inferno", "viridis"
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 _MARKERS = "osD^vPX"
 WINDOW_PERCENTILE = 98.5  # of the reference magnitude: bright fat above it would darken the brain
-TUNING_LABELS = {"held_out": "held-out error", "psnr": "PSNR (dB)", "ssim": "SSIM"}
+TUNING_LABELS = {"held_out": "held-out error", "crps": "CRPS of hidden entries", "psnr": "PSNR (dB)", "ssim": "SSIM"}
 _DPI = 130
 _PANEL, _GAP, _TITLE, _LEGEND = 1.95, 0.09, 0.46, 0.52  # inches
 

@@ -96,6 +96,7 @@ SETTINGS: dict[str, Rule] = {
     "solver.cg_steps": integer(1),
     "solver.damping": number(0),
     "solver.gamma": number(0),
+    "solver.temperature": number(above=0),
     **{f"baselines.{name}": number(0) for name in ("ridge", "wavelet", "tv")},
     # evaluation
     "task.name": name(registered("operators.tasks", "TASKS")),

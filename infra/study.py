@@ -7,7 +7,7 @@ trials alone, so a study that was stopped goes on as if it had not been. Process
 import logging
 import sqlite3
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from evaluation import summarize_samples
+from calibration import COVERAGE_NAMES, coverage
 from infra import figures, preemption, rounds, sharding, tuned, workdir
 from infra.atomic import atomic_write_bytes
 from infra.errors import UserError
 from infra.progress import Progress
 from infra.report import write_metrics_csv
-from solvers.registry import Range, Solver
+from solvers.registry import Range, Solver, temper
 from tuning import Judged, Objective
 
 SAMPLER = "tree-structured Parzen estimator (Optuna), after the defaults and 9 random trials"
@@ -150,25 +150,45 @@ def name_of(config, solver: Solver, params: Any, info: Mapping[str, Any]) -> str
     return f"{config.tune.solver} {config.tune.objective} {zlib.crc32(stamp.encode()):08x}"
 
 
-def get_trial_fn(experiment, solver: Solver, params, batches: Sequence[Judged]) -> Callable[[Mapping], float]:
-    """Returns evaluate(hyper) -> the mean score over all examples; compiles once, at its first call.
+def get_solve_fn(experiment, solver: Solver, params, batches: Sequence[Judged]) -> Callable[[Mapping], Iterator]:
+    """Returns solve(hyper) -> for each batch, it and its samples (K,B,...); compiles once, at its first call.
 
-    Every trial sees the same examples, masks and noise: keys depend on config.seed and the examples alone.
+    Every trial sees the same examples, masks and noise: keys depend on config.seed and the examples alone. What only
+    `temperature` sets apart is not solved twice in a row.
     """
     mesh = experiment.mesh
-    run = sharding.data_parallel_solve(solver.solve, mesh)
+    compiled = sharding.data_parallel_solve(solver.solve, mesh)
     key = sharding.replicate(jax.random.key(experiment.config.seed), mesh)
+    kept: dict[tuple, list[np.ndarray]] = {}
 
-    def evaluate(hyper: Mapping[str, float]) -> float:
-        values = {name: np.float32(value) for name, value in {**solver.hyper, **hyper}.items()}
-        scores = []
+    def samples_of(values: Mapping[str, np.float32]) -> Iterator[np.ndarray]:
         for batch in batches:
             measurement = sharding.shard_batch(sharding.local_share(batch.measurement), mesh)
-            mean, _ = summarize_samples(sharding.gather(run(key, params, measurement, values)))
-            scores.append(batch.score(mean)[batch.counts])
-        return float(np.mean(np.concatenate(scores), dtype=np.float64))
+            yield sharding.gather(compiled(key, params, measurement, values))
 
-    return evaluate
+    def solve(hyper: Mapping[str, float]) -> Iterator[tuple[Judged, np.ndarray]]:
+        values = {name: np.float32(value) for name, value in {**solver.hyper, **hyper}.items()}
+        if not solver.spread.keys() & hyper.keys():
+            yield from zip(batches, samples_of(values), strict=True)
+            return
+        temperature, values["temperature"] = values["temperature"], np.float32(1)
+        settings = tuple(values.items())
+        if settings not in kept:
+            kept.clear()
+            kept[settings] = list(samples_of(values))
+        yield from ((batch, temper(drawn, temperature)) for batch, drawn in zip(batches, kept[settings], strict=True))
+
+    return solve
+
+
+def score_of(solved: Iterable[tuple[Judged, np.ndarray]]) -> float:
+    """The mean score over all examples that count."""
+    return float(np.mean(np.concatenate([b.score(samples)[b.counts] for b, samples in solved]), dtype=np.float64))
+
+
+def levels_of(solved: Iterable[tuple[Judged, np.ndarray]]) -> np.ndarray:
+    """(N,) of all hidden scalars, the level of the smallest interval that holds each."""
+    return np.concatenate([batch.levels(samples) for batch, samples in solved if batch.levels is not None])
 
 
 def run(study: Study | None, names: Sequence[str], evaluate: Callable[[Mapping], float], total: int) -> None:
@@ -197,12 +217,15 @@ def _text(hyper: Mapping[str, float]) -> str:
 
 
 def write(
-    experiment, solver: Solver, objective: Objective, batches: Sequence[Judged], trials: Sequence[Trial], folder: Path,
-    **facts: Any,
+    experiment, solver: Solver, objective: Objective, batches: Sequence[Judged], trials: Sequence[Trial],
+    solve: Callable, folder: Path, **facts: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Writes trials.csv, history.png, slices.png and the solver's entry of best.json; returns that entry.
 
+    For an objective of the samples' spread also reliability.png, of the hidden entries before and after.
+
     Args:
+      solve: of `get_solve_fn`.
       facts: further lines of the entry.
 
     Raises UserError if all trials failed.
@@ -216,18 +239,25 @@ def write(
     floors = [batch.floor[batch.counts] for batch in batches if batch.floor is not None]
     floor = float(np.mean(np.concatenate(floors))) if floors else None
     atomic_write_bytes(folder / "history.png", figures.tuning_history(trials, best, settings.objective, floor))
-    atomic_write_bytes(folder / "slices.png", figures.tuning_slices(trials, best, settings.objective, solver.search))
+    search = solver.spread if objective.of_spread else solver.search
+    atomic_write_bytes(folder / "slices.png", figures.tuning_slices(trials, best, settings.objective, search))
+    covered = {}
+    if objective.of_spread:
+        levels = {name: levels_of(solve(t.hyper)) for name, t in (("defaults", trials[0]), ("tuned", best))}
+        atomic_write_bytes(folder / "reliability.png", figures.reliability_plot(levels))
+        covered = {name: dict(zip(COVERAGE_NAMES, coverage(found), strict=True)) for name, found in levels.items()}
     entry = {
-        "hyper": dict(best.hyper),
+        "hyper": {**solver.hyper, **best.hyper},
         "objective": settings.objective,
         "value": best.value,
         "defaults": {"hyper": dict(trials[0].hyper), "value": trials[0].value},
         **({} if floor is None else {"noise_floor": floor}),
+        **({"coverage of hidden entries": covered} if covered else {}),
         "definition": objective.definition,
         "trial": best.number,
         "trials": len(trials),
         "failed": sum(trial.value is None for trial in trials),
-        "search": {name: {"low": r.low, "high": r.high, "log": r.log} for name, r in solver.search.items()},
+        "search": {name: {"low": r.low, "high": r.high, "log": r.log} for name, r in search.items()},
         "sampler": SAMPLER,
         "task": config.task.name,
         "split": f"{settings.split} of {config.data.dir}",

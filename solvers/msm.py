@@ -29,18 +29,19 @@ from operators.measurement import Measurement
 from operators.operator import Operator, every_copy
 from registry import Registry
 from sampling import get_sampler, get_settings
-from solvers.registry import SOLVERS, Range, Solver
+from solvers.registry import SOLVERS, Range, Solver, temper
 
 START_RIDGE = 0.003  # of the Tikhonov image that a warm start begins from
 MIN_DAMPING = 1e-5  # keeps noiseless problems with a null space solvable in float32
 
 SEARCH = {"gamma": Range(0.1, 2.0), "eta": Range(0.0, 1.0)}  # gamma >= 2 overshoots the data by what it missed them
 SEARCH_DAMPING = {"damping": Range(0.03, 100.0, log=True)}  # only least_squares has one
+SPREAD = {"temperature": Range(0.25, 8.0, log=True)}
 
 
 @SOLVERS.register("msm")
 def get_msm_solver(config, experiment) -> Solver:
-    """K posterior samples per scan in one batched call; static switches from `config.solver`, eta and gamma traced."""
+    """K posterior samples per scan in one batched call; static switches from `config.solver`, `hyper` traced."""
     settings = get_settings(config.solver)
     masks = get_masks(config, density=config.solver.mask_keep)
     num_samples = config.eval.num_samples
@@ -67,12 +68,13 @@ def get_msm_solver(config, experiment) -> Solver:
         step = CONSISTENCY[config.solver.consistency](config, experiment, measurement, copies, hyper)
         run = get_sampler(settings, schedule, transform, masks, denoise, **step)
         x = transform.adjoint(run(keys.reshape(-1), copies.maps, start, hyper["eta"]), copies.maps)
-        return x.reshape(num_samples, -1, *x.shape[1:])
+        return temper(x.reshape(num_samples, -1, *x.shape[1:]), hyper["temperature"])
 
     return Solver(
         solve=solve,
-        hyper={name: config.solver[name] for name in ("gamma", "damping", "eta")},
+        hyper={name: config.solver[name] for name in ("gamma", "damping", "eta", "temperature")},
         search=SEARCH | (SEARCH_DAMPING if config.solver.consistency == "least_squares" else {}),
+        spread=SPREAD if num_samples > 1 else {},
         num_samples=num_samples,
         nfe=len(schedule.grid(settings.num_levels, settings.start_sigma)) * settings.w,
     )

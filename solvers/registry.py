@@ -40,6 +40,8 @@ class Solver:
         Deterministic solvers return K = 1 and ignore `key` and `params` (both may be None).
       hyper: default hyper-parameters by name; pass `{**solver.hyper, **changes}` to `solve`.
       search: for those of `hyper` that `--mode tune` searches, where; a hyper-parameter without effect is not in it.
+      spread: the same for `temperature`, which changes how far the samples lie apart and not their mean, see `temper`;
+        empty for solvers that draw none.
       num_samples: K, posterior samples per scan.
       nfe: network calls per sample; 0 for classical methods.
     """
@@ -47,8 +49,15 @@ class Solver:
     solve: SolveFn
     hyper: Mapping[str, float]
     search: Mapping[str, Range] = dataclasses.field(default_factory=dict)
+    spread: Mapping[str, Range] = dataclasses.field(default_factory=dict)
     num_samples: int = 1
     nfe: int = 0
+
+
+def temper(samples, temperature):
+    """Samples (K,...) about their mean, `temperature` times as far from it; the mean stays. numpy or JAX."""
+    mean = samples.mean(axis=0)
+    return mean + temperature * (samples - mean)
 
 
 SolverFactory = Callable[[Any, Any], Solver]  # get_x_solver(config, experiment) -> Solver

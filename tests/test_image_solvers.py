@@ -146,7 +146,7 @@ def test_noiseless_data_of_an_invertible_operator_give_the_exact_image(name, cha
     images = smooth_images(2)
     m = measured(config, images, 0.0)
     solver = get_solver(config, experiment(config), "msm")
-    samples = jax.jit(solver.solve)(jax.random.key(0), MIX, m, {"gamma": 1.0, "damping": 1.0, "eta": 0.85})
+    samples = jax.jit(solver.solve)(jax.random.key(0), MIX, m, {**solver.hyper, "eta": 0.85})
     np.testing.assert_allclose(samples, np.broadcast_to(images, samples.shape), atol=2e-5)
 
 
@@ -260,5 +260,5 @@ def test_msm_of_mri_takes_the_pseudo_inverse_too():
     x = transform.adjoint(jnp.asarray(m.y), m.maps)
     full = m.replace(y=np.asarray(transform.forward(x, m.maps)), mask=np.ones_like(m.mask))
     solver = get_solver(config, mri.experiment(config), "msm")
-    samples = jax.jit(solver.solve)(jax.random.key(0), PARAMS, full, {"gamma": 1.0, "damping": 1.0, "eta": 0.85})
+    samples = jax.jit(solver.solve)(jax.random.key(0), PARAMS, full, {**solver.hyper, "eta": 0.85})
     np.testing.assert_allclose(samples, np.broadcast_to(x, samples.shape), atol=2e-5)

@@ -79,7 +79,7 @@ def test_full_noiseless_data_return_the_exact_image_whatever_the_network_says(ch
     x = get_transform(config).adjoint(jnp.asarray(m.y), m.maps)
     full = full.replace(y=np.asarray(get_transform(config).forward(x, m.maps)))
     solver = get_solver(config, experiment(config), "msm")
-    samples = solver.solve(jax.random.key(0), PARAMS, full, {"gamma": 1.0, "damping": 1.0, "eta": 0.85})
+    samples = solver.solve(jax.random.key(0), PARAMS, full, {**solver.hyper, "eta": 0.85})
     np.testing.assert_allclose(samples, np.broadcast_to(x, samples.shape), atol=1e-5)
 
 
@@ -87,7 +87,7 @@ def test_acquired_entries_of_a_projection_equal_the_data_for_one_coil():
     config = solver_config(mask_keep=1.0)
     m = toy_measurement(coils=1).replace(noise_std=np.zeros(4, np.float32))
     solver = get_solver(config, experiment(config), "msm")
-    x = solver.solve(jax.random.key(0), PARAMS, m, {"gamma": 1.0, "damping": 1.0, "eta": 0.85})[0]
+    x = solver.solve(jax.random.key(0), PARAMS, m, {**solver.hyper, "eta": 0.85})[0]
     z = get_transform(config).forward(x, m.maps)
     np.testing.assert_allclose(np.where(m.mask, z, 0), m.y, atol=2e-5)
 
@@ -149,7 +149,7 @@ def test_hyper_parameters_are_traced():
     solve = jax.jit(solver.solve)
     m = toy_measurement()
     results = [
-        solve(jax.random.key(0), PARAMS, m, {"gamma": g, "damping": 1.0, "eta": e}) for g, e in ((1.0, 0.8), (0.5, 0.2))
+        solve(jax.random.key(0), PARAMS, m, {**solver.hyper, "gamma": g, "eta": e}) for g, e in ((1.0, 0.8), (0.5, 0.2))
     ]
     assert solve._cache_size() == 1
     assert not np.allclose(results[0], results[1])

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from skimage.io import imread
 
+import datasets
 import run_lib
 import tuning
+from calibration import COVERAGE_NAMES
 from configs.default import get_config
 from infra import study, tuned
 from metrics import natural_range, psnr
@@ -55,7 +57,11 @@ def test_the_search_finds_the_best_ridge_without_references(tmp_path):
     mesh = run_lib.sharding.get_mesh(jax.devices()[:1])
     experiment = SimpleNamespace(config=config, mesh=mesh, operator=operator)
     solver = get_solver(config, experiment, "cg_sense")
-    evaluate = study.get_trial_fn(experiment, solver, None, [judged])
+    solve = study.get_solve_fn(experiment, solver, None, [judged])
+
+    def evaluate(hyper):
+        return study.score_of(solve(hyper))
+
     with study.Study(tmp_path / "study.db", "s", solver.search, solver.hyper, 0, True) as trials:
         study.run(trials, ["lam"], evaluate, 30)
         best = study.best_of(trials.trials, True)
@@ -232,9 +238,34 @@ def test_msm_is_tuned_with_one_compilation(tiny_store, tmp_path, monkeypatch):
 
     monkeypatch.setattr(run_lib, "get_solver", counted)
     entry = run_lib.tune(config, str(tmp_path))
-    assert len(traces) == 1 and set(entry["hyper"]) == {"gamma", "damping", "eta"} and entry["failed"] == 0
+    assert (
+        len(traces) == 1 and set(entry["hyper"]) == {"gamma", "damping", "eta", "temperature"} and entry["failed"] == 0
+    )
     assert entry["training step"] == 7 and entry["samples per example"] == 2
     assert len({row["value"] for row in rows_of(tmp_path)}) == 3
+
+
+def test_temperature_is_found_without_solving_twice(tiny_store, tmp_path, monkeypatch):
+    config = small_config(tiny_store)
+    config.tune.update(objective="crps", trials=4, num_samples=3)
+    config.solver.num_levels = 2
+
+    def load(experiment, folder):
+        return run_lib.sharding.replicate(init_params(experiment.model, 0, experiment.image_shape), experiment.mesh), 7
+
+    monkeypatch.setattr(run_lib, "_load_params", load)
+    gather, solved = run_lib.sharding.gather, []
+    monkeypatch.setattr(run_lib.sharding, "gather", lambda samples: solved.append(1) or gather(samples))
+    entry = run_lib.tune(config, str(tmp_path))
+    assert len(solved) == len(list(datasets.measurement_batches(config, "validation", 8, 16)))
+    assert list(entry["search"]) == ["temperature"] and entry["failed"] == 0
+    assert {row["temperature"] for row in rows_of(tmp_path)} > {"1.0"}
+    covered = entry["coverage of hidden entries"]
+    assert set(covered) == {"defaults", "tuned"} and set(covered["tuned"]) == set(COVERAGE_NAMES)
+    assert (tmp_path / "tune" / "reliability.png").read_bytes().startswith(b"\x89PNG")
+    config.eval.tuned = str(tmp_path / "tune" / "best.json")  # tuning goes on from what was tuned
+    config.tune.update(objective="held_out", trials=1)
+    assert run_lib.tune(config, str(tmp_path))["hyper"]["temperature"] == entry["hyper"]["temperature"]
 
 
 # objectives and what is refused
@@ -249,7 +280,7 @@ def test_references_are_compared_where_that_is_asked_for():
     judged = objective.judge(EvalExample(measurement, images))
     assert not objective.minimise and objective.needs_references and judged.counts.tolist() == [True, True, False]
     expected = [psnr(image, 0.9 * image, natural_range(image)) for image in images]
-    np.testing.assert_allclose(judged.score(0.9 * images), expected)
+    np.testing.assert_allclose(judged.score(np.stack([0.8 * images, images])), expected)
     assert judged.measurement is measurement  # nothing is hidden
     trials = [study.Trial(0, {}, None), study.Trial(1, {}, 20.0), study.Trial(2, {}, 30.0), study.Trial(3, {}, 30.0)]
     assert (study.best_of(trials, False).number, study.best_of(trials, True).number) == (2, 1)

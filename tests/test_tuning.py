@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 
 import tuning
+from calibration import COVERAGES, coverage
+from configs.default import get_config
 from operators.acquisition import Acquisition
 from operators.masks import centre_lines
+from operators.measurement import Measurement
 from operators.transform import MultiCoilFourier
+from solvers.registry import temper
 from tests.toy_data import acquisition, fourier
 
 ACS = 6
@@ -75,3 +79,33 @@ def test_the_error_is_that_of_the_hidden_entries_and_the_floor_that_of_their_noi
     truth, floor = error(images), jax.jit(tuning.noise_floor)(whole, hidden)
     np.testing.assert_allclose(truth, floor, rtol=0.2)  # about 700 scalars each: 5 % standard deviation
     assert float(np.mean(truth)) == pytest.approx(float(np.mean(floor)), rel=0.1)
+
+
+def test_spread_is_best_and_covers_right_where_it_is_that_of_the_errors():
+    """Samples and truth are draws of one Gaussian, the samples then drawn together by 2: temperature 2 undoes it."""
+    config = get_config()
+    config.tune.update(objective="crps", hide=0.5)
+    config.masks.acs_lines = 2
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return (rng.normal(size=shape) + 1j * rng.normal(size=shape)).astype(np.complex64)
+
+    truth, samples = draw(6, 32, 32), draw(8, 6, 32, 32)
+    samples = temper(samples, 0.5)
+    operator, maps = Acquisition(MultiCoilFourier()), np.ones((6, 1, 32, 32), np.complex64)
+    mask = np.broadcast_to(np.arange(32) % 2 == 0, (6, 1, 1, 32))
+    noise_std = 0.3
+    y = np.asarray(operator.forward(truth, mask, maps)) + np.where(mask, noise_std * draw(6, 1, 32, 32), 0)
+    measurement = Measurement(
+        y=y, mask=mask, maps=maps, noise_std=np.full(6, noise_std, np.float32), example_id=np.arange(6, dtype=np.int32)
+    )
+    objective = tuning.get_objective(config, operator)
+    judged = objective.judge(measurement)
+    assert objective.of_spread and objective.minimise and not objective.needs_references
+    scores = {t: judged.score(temper(samples, t)).mean() for t in (0.5, 1.0, 1.5, 2.0, 2.6, 4.0)}
+    assert min(scores, key=lambda t: scores[t]) == 2.0
+    levels = judged.levels(temper(samples, 2.0))
+    assert levels.shape == (6 * 8 * 32 * 2,)  # 8 of the 15 acquired lines outside the ACS, real and imaginary
+    np.testing.assert_allclose(coverage(levels), COVERAGES, atol=0.02)
+    assert coverage(judged.levels(samples))[2] < 0.75

@@ -45,7 +45,7 @@ DOCUMENTED = {  # levels, step, eta -> error of the mean, trace of the covarianc
     (30, "ddim", 1.0): (0.296, 1.101),
     (400, "ddim", 1.0): (0.272, 1.341),
 }
-HYPER = {"gamma": 1.0, "damping": 1.0, "eta": 1.0}
+HYPER = {"gamma": 1.0, "damping": 1.0, "eta": 1.0, "temperature": 1.0}
 
 
 class QuietIdentity(Identity):
