@@ -191,11 +191,11 @@ class _Records(Sequence):
 
 
 def _dense_scan(record: dict[str, Any]) -> dict[str, Any]:
-    """y (C,H,W), mask (1,1,W) and maps of a record of acquired k-space columns."""
+    """y (C,H,W), mask (1,1,W) and maps of a record of acquired k-space columns; mask (1,H,W) of one of entries."""
     mask, maps = record["mask"], record["maps"]
     y = np.zeros(maps.shape, np.complex64)
     y[..., mask] = record["y"]
-    return {"y": y, "mask": mask[None, None], "maps": maps}
+    return {"y": y, "mask": mask[None, None] if mask.ndim == 1 else mask[None], "maps": maps}
 
 
 def _dense_picture(record: dict[str, Any]) -> dict[str, Any]:
@@ -214,7 +214,7 @@ class Acquisitions(_Records):
 
     `acquisitions[i]` is one dense example without batch axis, a dict with the fields of `Measurement`: y, zero outside
     the mask; mask bool; maps; noise_std () float32; example_id () int32. Multi-coil k-space: y (C,H,W) complex64, mask
-    (1,1,W), maps (C,H,W) complex64. Images: y (H,W,3) float32, mask (H,W,1), maps None.
+    (1,1,W) of lines or (1,H,W), maps (C,H,W) complex64. Images: y (H,W,3) float32, mask (H,W,1), maps None.
     """
 
     def __init__(self, store: Path, part: dict[str, Any], split: str, kind: str):

@@ -33,7 +33,10 @@ class Source(Protocol):
     """Where the examples of a store come from: what each kind of store (`builders/brain.py`, `images.py`) provides."""
 
     def identity(self) -> dict[str, Any]:
-        """JSON values that two stores must share to be the same; 'settings' is a dict of what the config checks."""
+        """JSON values that two stores must share to be the same.
+
+        What the config checks is the dict 'settings', here or, where it is known only afterwards, in `describe`.
+        """
         ...
 
     def load(self, scratch: Path) -> None:
@@ -41,7 +44,7 @@ class Source(Protocol):
         ...
 
     def get_builders(self, folder: Path) -> dict[str, tfds.core.GeneratorBasedBuilder]:
-        """TFDS builders that write below `folder`, by dataset: acquisitions by their name, and 'references'."""
+        """TFDS builders that write below `folder`, by dataset: acquisitions by name, 'references' if there are."""
         ...
 
     def describe(self, records: Records) -> dict[str, Any]:
@@ -76,8 +79,9 @@ def prepare_store(out: Path, source: Source) -> tuple[dict, bool]:
     wanted = source.identity()
     found = _existing(out)
     if found:
-        old, new = ({**identity, **identity.get("settings", {})} for identity in (found, wanted))
-        differing = [f"{k} {old.get(k)} instead of {v}" for k, v in new.items() if k != "settings" and old.get(k) != v]
+        grouped = [name for name, value in wanted.items() if isinstance(value, dict)]
+        old, new = ({**i, **{k: v for name in grouped for k, v in i.get(name, {}).items()}} for i in (found, wanted))
+        differing = [f"{k} {old.get(k)} instead of {v}" for k, v in new.items() if k not in grouped and old.get(k) != v]
         if differing:
             raise UserError(f"{out} is a store with {', '.join(differing)}; choose another --out or delete that folder")
         if not missing_files(out, found):
@@ -161,7 +165,7 @@ def _write(folder: Path, scratch: Path, source: Source) -> dict:
                 "ids": {split: [int(r["example_id"]) for r in stored] for split, stored in records[name].items()},
             }
         described = source.describe(records)
-    references = datasets.pop(REFERENCES)
+    references = datasets.pop(REFERENCES, {"path": REFERENCES, "files": {}, "ids": {}})
     return {
         "acquisitions": datasets,
         "references": references,
