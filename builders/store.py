@@ -26,6 +26,9 @@ MANIFEST = "manifest.json"
 REFERENCES = "references"
 _PACKAGES = ("numpy", "jax", "tensorflow-datasets", "array_record")
 
+# What a manifest must have, beside the settings that the config determines; docs/data.md says what they mean.
+REQUIRED = ("settings", "settings.noise_std", "acquisitions", "references", "counts", "sigma_data")
+_OF_A_DATASET = ("path", "files", "ids")
 Records = Mapping[str, Mapping[str, Sequence]]  # dataset name -> split -> its records
 
 
@@ -60,6 +63,34 @@ def missing_files(store: Path, manifest: dict) -> list[str]:
     parts = [*manifest["acquisitions"].values(), manifest["references"]]
     sizes = {name: size for part in parts for name, size in part["files"].items()}
     return [n for n, size in sizes.items() if not (store / n).is_file() or (store / n).stat().st_size != size]
+
+
+def missing_keys(manifest: dict[str, Any]) -> list[str]:
+    """Returns what a manifest lacks of `REQUIRED` and of what every dataset must have, as 'a.b.c'."""
+    return [name for name in (*REQUIRED, *_dataset_keys(manifest)) if not _has(manifest, name)]
+
+
+def _dataset_keys(manifest: dict[str, Any]) -> list[str]:
+    """The keys that a manifest must have because of the datasets it names."""
+    acquisitions = manifest["acquisitions"]
+    parts = [f"acquisitions.{name}" for name in (acquisitions if isinstance(acquisitions, dict) else ())]
+    return [f"{part}.{key}" for part in [*parts, "references"] for key in _OF_A_DATASET]
+
+
+def _has(manifest: Any, name: str) -> bool:
+    """Whether a manifest has the key 'a.b.c'."""
+    for key in name.split("."):
+        if not isinstance(manifest, dict) or key not in manifest:
+            return False
+        manifest = manifest[key]
+    return True
+
+
+def config_flags(settings: dict[str, Any]) -> str:
+    """The flags that make a config fit a store of multi-coil scans with these settings."""
+    names = {"image_size": "data", "num_coils": "data", "mask": "masks", "acceleration": "masks", "acs_lines": "masks"}
+    keys = {"mask": "name"}
+    return " ".join(f"--config.{section}.{keys.get(n, n)}={settings[n]}" for n, section in names.items())
 
 
 def prepare_store(out: Path, source: Source) -> tuple[dict, bool]:

@@ -32,7 +32,7 @@ def solve_round(experiment, solvers: dict[str, Solver], runners, compiled, param
     batch_size = example.measurement.example_id.shape[0]
     arrays = {
         "example_id": example.measurement.example_id,
-        "reference": example.reference,
+        **({} if example.reference is None else {"reference": example.reference}),
         **({} if example.volume is None else {"volume": example.volume}),
         "mask": example.measurement.mask,
     }

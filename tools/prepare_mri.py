@@ -27,7 +27,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # coil maps of small matrices: se
 from builders.scan import Options
 from builders.scan_files import read_patterns, read_table
 from builders.scans import RawScans
-from builders.store import prepare_store
+from builders.store import config_flags, prepare_store
 from infra import command_line
 from infra.raw_readers import read_raw
 
@@ -103,10 +103,8 @@ def main(_: list[str]) -> None:
             f"noise {settings['noise_std']:g}; sigma_data {manifest['sigma_data']:g}; {time.monotonic() - start:.1f} s"
         )
         print(
-            f"--config.data.dir={_OUT.value} --config.data.image_size={settings['image_size']} "
-            f"--config.data.num_coils={settings['num_coils']} --config.masks.name={settings['mask']} "
-            f"--config.masks.acceleration={settings['acceleration']:g} "
-            f"--config.masks.acs_lines={settings['acs_lines']} --config.denoiser.sigma_data={manifest['sigma_data']:g}"
+            f"--config.data.dir={_OUT.value} {config_flags(settings)} "
+            f"--config.denoiser.sigma_data={manifest['sigma_data']:g}"
         )
     else:
         print(f"{_OUT.value}: already complete")
