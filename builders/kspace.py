@@ -134,10 +134,9 @@ def volume_scale(kspace: np.ndarray, maps: np.ndarray) -> float:
 
 
 def unit_maps(maps: np.ndarray) -> np.ndarray:
-    """Coil maps (S,C,H,W) divided by their root sum of squares; 0 where that is below half of its median above 0."""
+    """Coil maps (S,C,H,W) divided by their root sum of squares; 0 where that is at most a tenth of its largest."""
     size = np.sqrt(np.sum(np.abs(maps) ** 2, axis=1, keepdims=True))
-    least = 0.5 * np.median(size[size > 0]) if size.any() else np.inf
-    return np.where(size > least, maps / np.where(size > 0, size, 1), 0).astype(np.complex64)
+    return np.where(size > 0.1 * np.max(size), maps / np.where(size > 0, size, 1), 0).astype(np.complex64)
 
 
 def fit_maps(maps: np.ndarray, size: int, crop: str) -> np.ndarray:
