@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from builders.images import unit_range
+from builders.store import config_flags, missing_keys
 from infra.errors import UserError
 from operators.measurement import EvalExample, Measurement
 from operators.tasks import get_task, simulate
@@ -30,10 +31,10 @@ _READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 def dataset_info(config, acquisition: str = "") -> dict[str, Any]:
     """Returns the manifest of the store at `config.data.dir`, after checking it against the config.
 
-    Keys used by the program: `REQUIRED`, and where they are there 'kind', 'acceleration' ('nominal', 'effective' per
-    split), 'notes', 'command'. Raises UserError for a missing or unreadable manifest or one that lacks a required key,
-    missing or truncated acquisition files, or a store of another kind, image size, coil count or mask distribution
-    than the config's.
+    Keys used by the program: `builders.store.REQUIRED`, and where they are there 'kind', 'acceleration' ('nominal',
+    'effective' per split), 'notes', 'command'. Raises UserError for a missing or unreadable manifest or one that lacks
+    a required key, missing or truncated acquisition files, or a store of another kind, image size, coil count or mask
+    distribution than the config's.
     """
     store = Path(config.data.dir)
     manifest = _read_manifest(config)
@@ -50,10 +51,10 @@ def dataset_info(config, acquisition: str = "") -> dict[str, Any]:
         if manifest["settings"].get(name) != value
     ]
     if differing:
-        raise UserError(
-            f"{store} was made with {', '.join(differing)}; change the config or make another store: "
-            f"{_command(wanted, 0, 'OTHER_FOLDER')} and set data.dir to it"
-        )
+        mend = f"make another store: {_command(wanted, 0, 'OTHER_FOLDER')} and set data.dir to it"
+        if "prepare_mri" in manifest.get("command", ""):  # what was measured is as it is
+            mend = f"for this store, {config_flags(manifest['settings'])}"
+        raise UserError(f"{store} was made with {', '.join(differing)}; change the config or {mend}")
     name = acquisition or config.data.acquisition
     if name not in manifest["acquisitions"]:
         known = ", ".join(sorted(manifest["acquisitions"]))
@@ -62,9 +63,6 @@ def dataset_info(config, acquisition: str = "") -> dict[str, Any]:
     return manifest
 
 
-# What a manifest must have, beside the settings that the config determines; docs/data.md says what they mean.
-REQUIRED = ("settings", "settings.noise_std", "acquisitions", "references", "counts.train", "sigma_data")
-_OF_A_DATASET = ("path", "files", "ids")
 _CONTENTS = {"multicoil": "multi-coil k-space", "images": "pictures"}
 
 
@@ -111,26 +109,10 @@ def _read_manifest(config) -> dict[str, Any]:
         raise UserError(f"{path} is damaged; {mend}") from error
     if not isinstance(manifest, dict) or not {"settings", "acquisitions", "references"} <= set(manifest):
         raise UserError(f"{path} is not the manifest of a data store; {mend}")
-    missing = [name for name in (*REQUIRED, *_dataset_keys(manifest)) if not _has(manifest, name)]
+    missing = missing_keys(manifest)
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}: add what docs/data.md says of them, or {mend}")
     return manifest
-
-
-def _dataset_keys(manifest: dict[str, Any]) -> list[str]:
-    """The keys that a manifest must have because of the datasets it names."""
-    acquisitions = manifest["acquisitions"]
-    parts = [f"acquisitions.{name}" for name in (acquisitions if isinstance(acquisitions, dict) else ())]
-    return [f"{part}.{key}" for part in [*parts, "references"] for key in _OF_A_DATASET]
-
-
-def _has(manifest: Any, name: str) -> bool:
-    """Whether a manifest has the key 'a.b.c'."""
-    for key in name.split("."):
-        if not isinstance(manifest, dict) or key not in manifest:
-            return False
-        manifest = manifest[key]
-    return True
 
 
 def _check_files(store: Path, manifest: dict[str, Any], part: dict[str, Any]) -> None:
@@ -182,6 +164,11 @@ class _Records(Sequence):
             raise self._damage(index, f"has numbers that are not finite ({', '.join(sorted(bad))})")
         return record
 
+    def volumes(self, indices: Iterable[int]) -> np.ndarray:
+        """Returns the names of the volumes that these slices belong to, (N,) of text, '' where a record names none."""
+        records = (_Records.__getitem__(self, int(index)) for index in indices)
+        return np.array([record.get("volume", b"").decode() for record in records])
+
     def _damage(self, index: int, what: str) -> UserError:
         shard = np.searchsorted(np.cumsum(self._shards.shard_lengths), self._order[index], side="right")
         return UserError(
@@ -191,11 +178,11 @@ class _Records(Sequence):
 
 
 def _dense_scan(record: dict[str, Any]) -> dict[str, Any]:
-    """y (C,H,W), mask (1,1,W) and maps of a record of acquired k-space columns."""
+    """y (C,H,W), mask (1,1,W) and maps of a record of acquired k-space columns; mask (1,H,W) of one of entries."""
     mask, maps = record["mask"], record["maps"]
     y = np.zeros(maps.shape, np.complex64)
     y[..., mask] = record["y"]
-    return {"y": y, "mask": mask[None, None], "maps": maps}
+    return {"y": y, "mask": mask[None, None] if mask.ndim == 1 else mask[None], "maps": maps}
 
 
 def _dense_picture(record: dict[str, Any]) -> dict[str, Any]:
@@ -214,7 +201,7 @@ class Acquisitions(_Records):
 
     `acquisitions[i]` is one dense example without batch axis, a dict with the fields of `Measurement`: y, zero outside
     the mask; mask bool; maps; noise_std () float32; example_id () int32. Multi-coil k-space: y (C,H,W) complex64, mask
-    (1,1,W), maps (C,H,W) complex64. Images: y (H,W,3) float32, mask (H,W,1), maps None.
+    (1,1,W) of lines or (1,H,W), maps (C,H,W) complex64. Images: y (H,W,3) float32, mask (H,W,1), maps None.
     """
 
     def __init__(self, store: Path, part: dict[str, Any], split: str, kind: str):
@@ -305,31 +292,37 @@ class References(_Records):
         """Returns the images at these positions, (N,H,W) complex64 or (N,H,W,3) float32."""
         return np.stack([self[int(index)] for index in indices])
 
-    def volumes(self, indices: Iterable[int]) -> np.ndarray:
-        """Returns the names of the volumes that these slices belong to, (N,) of text, '' where a record names none."""
-        records = (_Records.__getitem__(self, int(index)) for index in indices)
-        return np.array([record.get("volume", b"").decode() for record in records])
-
 
 def open_references(config, split: str) -> References:
     """Opens the references of a split, for evaluation and reports only; the train split has none.
 
-    Raises UserError as `dataset_info` does, and for missing or truncated reference files.
+    Raises UserError as `dataset_info` does, for a split without references, and for missing or truncated files of them.
     """
     store, manifest = Path(config.data.dir), dataset_info(config)
+    if split not in manifest["references"]["ids"]:
+        raise UserError(
+            f"{store} has no references of split {split!r}: only task.name 'acquired' and sampling.reference_split "
+            "'none' do without"
+        )
     _check_files(store, manifest, manifest["references"])
     return References(store, manifest["references"], split)
+
+
+def has_references(config, split: str) -> bool:
+    """Whether the store's manifest lists references of a split; raises UserError as `dataset_info` does."""
+    return split in dataset_info(config, config.eval.acquisition)["references"]["ids"]
 
 
 def eval_batches(config, split: str, batch_size: int, max_examples: int = 0) -> Iterator[EvalExample]:
     """Yields the examples of a split with their references, in the order of ids, in batches of one size.
 
+    Where the store has no references of the split, there are none in the examples, and only 'acquired' can be the task.
     Measurements are the store's where `config.task.name` is 'acquired'; else they are simulated from the references,
     with masks and noise that depend on the task's seed and the example's id alone, and the store's coil maps.
 
     Args:
       config: uses data, masks and task.
-      split: 'validation' or 'test'.
+      split: 'validation' or 'test'; 'train' too where there are no references.
       batch_size: examples per batch; the last batch is filled up with copies of its first example whose id is -1.
       max_examples: 0, or how many examples, evenly spread over the split.
 
@@ -337,6 +330,12 @@ def eval_batches(config, split: str, batch_size: int, max_examples: int = 0) -> 
       UserError: see `dataset_info` and `open_references`; raised by the call, before the first batch is asked for.
     """
     acquisitions = open_acquisitions(config, split, config.eval.acquisition)
+    if config.task.name == "acquired" and not has_references(config, split):
+        chosen = _spread(len(acquisitions), batch_size, max_examples)
+        return (
+            EvalExample(_mark_padding(acquisitions.batch(padded), real), None, acquisitions.volumes(padded))
+            for padded, real in chosen
+        )
     references = open_references(config, split)
     if not np.array_equal(acquisitions.ids, references.ids):
         raise UserError(

@@ -2,12 +2,14 @@
 
 Pure numpy; no files. The single measures are in `metrics`. What travels between the functions:
 
-  round    plain dict of arrays, the content of one rounds/*.npz: 'example_id' (N,), 'reference' (N,...), 'mask'
-           (N,...), where slices belong to volumes 'volume' (N,) names, and for every solver '<solver>/mean' (N,...),
-           '<solver>/seconds' (N,), and where it draws samples '<solver>/std' (N,H,W) float32, '<solver>/sample'
-           (N,...), one posterior sample, and '<solver>/level' and '<solver>/crps', see `calibration`
-  row      dict of one slice and one solver: 'example_id', 'volume' if it has one, 'solver', the metrics, 'seconds', and
-           the POSTERIOR figures where the solver has a std map; or of one volume and one solver, see `measure_volumes`
+  round    plain dict of arrays, the content of one rounds/*.npz: 'example_id' (N,), 'mask' (N,...), where there are
+           references 'reference' (N,...), where slices belong to volumes 'volume' (N,) names, and for every solver
+           '<solver>/mean' (N,...), '<solver>/seconds' (N,), and where it draws samples '<solver>/std' (N,H,W) float32,
+           '<solver>/sample' (N,...), one posterior sample, and with references '<solver>/level' and '<solver>/crps' of
+           `calibration`
+  row      dict of one slice and one solver: 'example_id', 'volume' if it has one, 'solver', 'seconds', and where there
+           are references the metrics, and the POSTERIOR figures where the solver has a std map; or of one volume and
+           one solver, see `measure_volumes`
   summary  dict that becomes summary.json, see `summarize`
 
   summarize_samples(samples) -> mean, std            after a solver has run
@@ -40,6 +42,7 @@ __all__ = ["METRICS", "POSTERIOR", "error_map", "natural_range", "nmse", "poster
 
 PADDING_ID = -1
 NOT_METRICS = ("example_id", "volume", "slices", "solver")  # what a row holds besides numbers to average
+NO_REFERENCES = "Image quality is not measured: these scans have no reference images."
 NO_VOLUMES = "Figures per volume are absent: the data are single images, not slices of volumes."
 
 DEFINITIONS = {
@@ -155,18 +158,19 @@ def measure_round(
     rows = []
     ranges = None if data_range is None else np.broadcast_to(data_range, arrays["example_id"].shape)
     for index in _real_slices(arrays):
-        reference = arrays["reference"][index]
-        peak = natural_range(reference) if ranges is None else float(ranges[index])
+        reference = arrays["reference"][index] if "reference" in arrays else None
         where: dict[str, Any] = {"example_id": int(arrays["example_id"][index])}
         if "volume" in arrays and arrays["volume"][index]:
             where["volume"] = str(arrays["volume"][index])
         for solver in solver_names(arrays):
             mean = arrays[f"{solver}/mean"][index]
             row = {**where, "solver": solver}
-            row |= {measure.name: measure.measure(reference, mean, peak) for measure in measures}
+            if reference is not None:
+                peak = natural_range(reference) if ranges is None else float(ranges[index])
+                row |= {measure.name: measure.measure(reference, mean, peak) for measure in measures}
             if f"{solver}/seconds" in arrays:
                 row["seconds"] = float(arrays[f"{solver}/seconds"][index])
-            if f"{solver}/std" in arrays:
+            if reference is not None and f"{solver}/std" in arrays:
                 row |= posterior_figures(
                     reference, mean, *(arrays[f"{solver}/{name}"][index] for name in ("std", "level", "crps"))
                 )
@@ -175,8 +179,10 @@ def measure_round(
 
 
 def levels_in_head(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the interval levels of all the heads' pixels of a round by solver, for those that draw samples."""
+    """Returns the interval levels of all the heads' pixels of a round, by solver; {} where none draws samples."""
     drawn = [solver for solver in solver_names(arrays) if f"{solver}/level" in arrays]
+    if not drawn:
+        return {}
     slices = _real_slices(arrays)
     heads = {index: head_of(arrays["reference"][index]) for index in slices}
     return {name: np.concatenate([arrays[f"{name}/level"][i][heads[i]].ravel() for i in slices]) for name in drawn}
@@ -185,11 +191,13 @@ def levels_in_head(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def measure_volumes(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """Returns one row for each volume and solver: 'volume', 'slices', 'solver' and METRICS; see 'per volume' above.
 
+    Without references there is none.
+
     Args:
       arrays: a round that holds all slices, see `merge_rounds`; slices whose 'volume' is empty belong to none.
     """
     slices: dict[str, list[int]] = {}
-    for index in _real_slices(arrays) if "volume" in arrays else ():
+    for index in _real_slices(arrays) if {"volume", "reference"} <= set(arrays) else ():
         if arrays["volume"][index]:
             slices.setdefault(str(arrays["volume"][index]), []).append(index)
     rows = []
@@ -302,7 +310,9 @@ def summarize(
     for solver, entry in table.items():
         entry["nfe"], entry["num_samples"] = nfe.get(solver, 0), (num_samples or {}).get(solver, 1)
     others = [solver for solver in table if solver != primary]
-    gains = {other: {metric: paired_difference(rows, primary, other, metric) for metric in METRICS} for other in others}
+    measured = [metric for metric in METRICS if metric in table[primary]]
+    gains = {o: {metric: paired_difference(rows, primary, o, metric) for metric in measured} for o in others}
+    missing = {"per volume": NO_VOLUMES} if measured else {"image quality": NO_REFERENCES}
     per_volume = {
         "slices": {row["volume"]: row["slices"] for row in volumes},
         "solvers": aggregate(volumes, unit="volume"),
@@ -312,8 +322,8 @@ def summarize(
         "primary": primary,
         "solvers": table,
         "volumes": per_volume if volumes else {},
-        "gains": gains,
-        "absent": dict(absent or {}) | ({} if volumes else {"per volume": NO_VOLUMES}),
+        "gains": gains if measured else {},
+        "absent": dict(absent or {}) | ({} if volumes else missing),
         "definitions": DEFINITIONS | dict(definitions or {}),
     }
 
@@ -321,15 +331,18 @@ def summarize(
 def choose_slices(rows: Sequence[Mapping[str, Any]], solver: str, fixed: int | None = None) -> dict[str, int]:
     """Returns the example ids that a report shows, by why: 'worst', 'median' and 'best' PSNR of `solver`, and 'fixed'.
 
-    `fixed` defaults to the middle one of all ids, whatever its quality. A slice keeps its first reason only.
+    `fixed` defaults to the middle one of all ids, whatever its quality. A slice keeps its first reason only. Without
+    references, 'first' and 'last' take the place of the others.
     """
-    column = _column(rows, solver, "psnr")
-    if not column:
+    column, every = _column(rows, solver, "psnr"), _column(rows, solver, "example_id")
+    if not every:
         raise UserError(f"no result of solver {solver!r} to show")
-    ids = sorted(column)
-    ranked = sorted(ids, key=lambda key: (-math.inf if math.isnan(column[key]) else column[key], key))
-    reasons = {"worst": ranked[0], "median": ranked[len(ranked) // 2], "best": ranked[-1]}
-    reasons["fixed"] = ids[len(ids) // 2] if fixed is None or fixed not in column else fixed
+    ids = sorted(every)
+    ranked = sorted(column, key=lambda key: (-math.inf if math.isnan(column[key]) else column[key], key))
+    reasons = {"first": ids[0], "last": ids[-1]}
+    if ranked:
+        reasons = {"worst": ranked[0], "median": ranked[len(ranked) // 2], "best": ranked[-1]}
+    reasons["fixed"] = ids[len(ids) // 2] if fixed is None or fixed not in every else fixed
     chosen: dict[str, int] = {}
     for reason, key in reasons.items():
         if key not in chosen.values():

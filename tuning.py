@@ -246,11 +246,18 @@ def _with_reference(name: str) -> None:
 
     @OBJECTIVES.register(name)
     def get_metric(config, operator: Operator) -> Objective:
-        del config, operator
+        del operator
 
         def judge(example: EvalExample) -> Judged:
+            reference = example.reference
+            if reference is None:
+                raise UserError(
+                    f"tune.objective is {name!r}: split {config.tune.split!r} of {config.data.dir} has no references; "
+                    "set it to held_out, which needs none"
+                )
+
             def score(samples: np.ndarray) -> np.ndarray:
-                pairs = zip(example.reference, samples.mean(axis=0), strict=True)
+                pairs = zip(reference, samples.mean(axis=0), strict=True)
                 return np.array([metric.measure(r, image, natural_range(r)) for r, image in pairs])
 
             return Judged(example.measurement, score, example.measurement.example_id != PADDING_ID)

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from builders import simulate
+from builders.records import complex_tensor, scalar
 from builders.store import Records
 from infra.errors import UserError
 
@@ -106,15 +107,6 @@ class BrainConfig(tfds.core.BuilderConfig):
     max_slices: int = 0
 
 
-def _complex(*shape: int | None) -> tfds.features.Tensor:
-    # Complex values survive the TensorFlow-free reader only as raw bytes.
-    return tfds.features.Tensor(shape=shape, dtype=np.complex64, encoding=tfds.features.Encoding.BYTES)
-
-
-def _scalar(dtype) -> tfds.features.Tensor:
-    return tfds.features.Tensor(shape=(), dtype=dtype)
-
-
 class _Brain(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version(DATA_VERSION)
     RELEASE_NOTES: ClassVar[dict[str, str]] = {DATA_VERSION: "First version."}
@@ -130,10 +122,10 @@ class _Brain(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _info(self) -> tfds.core.DatasetInfo:
         common = {
-            "example_id": _scalar(np.int32),
+            "example_id": scalar(np.int32),
             "volume": tfds.features.Text(),
-            "slice": _scalar(np.int32),
-            "scale": _scalar(np.float32),
+            "slice": scalar(np.int32),
+            "scale": scalar(np.float32),
         }
         return tfds.core.DatasetInfo(
             builder=self,
@@ -160,10 +152,10 @@ class BrainAcquisitions(_Brain, skip_registration=True):
     def _features(self) -> dict:
         s = self.builder_config.settings
         return {
-            "y": _complex(s.num_coils, s.image_size, None),
+            "y": complex_tensor(s.num_coils, s.image_size, None),
             "mask": tfds.features.Tensor(shape=(s.image_size,), dtype=np.bool_),
-            "maps": _complex(s.num_coils, s.image_size, s.image_size),
-            "noise_std": _scalar(np.float32),
+            "maps": complex_tensor(s.num_coils, s.image_size, s.image_size),
+            "noise_std": scalar(np.float32),
         }
 
     def _record(self, example: Example) -> dict:
@@ -185,7 +177,7 @@ class BrainReferences(_Brain, skip_registration=True):
 
     def _features(self) -> dict:
         size = self.builder_config.settings.image_size
-        return {"image": _complex(size, size)}
+        return {"image": complex_tensor(size, size)}
 
     def _record(self, example: Example) -> dict:
         return {"image": (example.simulated.image / example.scale).astype(np.complex64)}

@@ -154,17 +154,17 @@ class _Stored(Sequence):
         return Picture(self._ids[row], self._names[row], self._array[row])
 
 
-def example_ids(names: Sequence[str]) -> dict[str, int]:
-    """Returns the id of each path: the first 31 bits of the SHA-256 of the path.
+def example_ids(names: Sequence[str], bits: int = 31) -> dict[str, int]:
+    """Returns the id of each path: the first `bits` bits of the SHA-256 of the path.
 
     It is a number of the path alone, so that mask and noise of a picture stay when other files come and go. Where two
-    paths of a folder share it, the one of the larger hash takes the next 31 bits, and so on (of 70,000 paths, about one
-    does; a file that comes later moves another with a probability of 3 in 100,000).
+    paths of a folder share it, the one of the larger hash takes as many of the next 32 bits, and so on (of 70,000 paths
+    with 31 bits, about one does; a file that comes later moves another with a probability of 3 in 100,000).
     """
     digests = sorted((hashlib.sha256(name.encode()).digest(), name) for name in names)
     ids: dict[int, str] = {}
     for digest, name in digests:
-        candidates = (int.from_bytes(digest[i : i + 4], "big") >> 1 for i in range(0, len(digest), 4))
+        candidates = (int.from_bytes(digest[i : i + 4], "big") >> (32 - bits) for i in range(0, len(digest), 4))
         free = next((number for number in candidates if number not in ids), None)
         if free is None:
             raise UserError(f"{name!r} finds no free id among those of the other paths: rename the file")

@@ -26,6 +26,9 @@ MANIFEST = "manifest.json"
 REFERENCES = "references"
 _PACKAGES = ("numpy", "jax", "tensorflow-datasets", "array_record")
 
+# What a manifest must have, beside the settings that the config determines; docs/data.md says what they mean.
+REQUIRED = ("settings", "settings.noise_std", "acquisitions", "references", "counts", "sigma_data")
+_OF_A_DATASET = ("path", "files", "ids")
 Records = Mapping[str, Mapping[str, Sequence]]  # dataset name -> split -> its records
 
 
@@ -33,7 +36,10 @@ class Source(Protocol):
     """Where the examples of a store come from: what each kind of store (`builders/brain.py`, `images.py`) provides."""
 
     def identity(self) -> dict[str, Any]:
-        """JSON values that two stores must share to be the same; 'settings' is a dict of what the config checks."""
+        """JSON values that two stores must share to be the same.
+
+        What the config checks is the dict 'settings', here or, where it is known only afterwards, in `describe`.
+        """
         ...
 
     def load(self, scratch: Path) -> None:
@@ -41,7 +47,7 @@ class Source(Protocol):
         ...
 
     def get_builders(self, folder: Path) -> dict[str, tfds.core.GeneratorBasedBuilder]:
-        """TFDS builders that write below `folder`, by dataset: acquisitions by their name, and 'references'."""
+        """TFDS builders that write below `folder`, by dataset: acquisitions by name, 'references' if there are."""
         ...
 
     def describe(self, records: Records) -> dict[str, Any]:
@@ -57,6 +63,34 @@ def missing_files(store: Path, manifest: dict) -> list[str]:
     parts = [*manifest["acquisitions"].values(), manifest["references"]]
     sizes = {name: size for part in parts for name, size in part["files"].items()}
     return [n for n, size in sizes.items() if not (store / n).is_file() or (store / n).stat().st_size != size]
+
+
+def missing_keys(manifest: dict[str, Any]) -> list[str]:
+    """Returns what a manifest lacks of `REQUIRED` and of what every dataset must have, as 'a.b.c'."""
+    return [name for name in (*REQUIRED, *_dataset_keys(manifest)) if not _has(manifest, name)]
+
+
+def _dataset_keys(manifest: dict[str, Any]) -> list[str]:
+    """The keys that a manifest must have because of the datasets it names."""
+    acquisitions = manifest["acquisitions"]
+    parts = [f"acquisitions.{name}" for name in (acquisitions if isinstance(acquisitions, dict) else ())]
+    return [f"{part}.{key}" for part in [*parts, "references"] for key in _OF_A_DATASET]
+
+
+def _has(manifest: Any, name: str) -> bool:
+    """Whether a manifest has the key 'a.b.c'."""
+    for key in name.split("."):
+        if not isinstance(manifest, dict) or key not in manifest:
+            return False
+        manifest = manifest[key]
+    return True
+
+
+def config_flags(settings: dict[str, Any]) -> str:
+    """The flags that make a config fit a store of multi-coil scans with these settings."""
+    names = {"image_size": "data", "num_coils": "data", "mask": "masks", "acceleration": "masks", "acs_lines": "masks"}
+    keys = {"mask": "name"}
+    return " ".join(f"--config.{section}.{keys.get(n, n)}={settings[n]}" for n, section in names.items())
 
 
 def prepare_store(out: Path, source: Source) -> tuple[dict, bool]:
@@ -76,8 +110,9 @@ def prepare_store(out: Path, source: Source) -> tuple[dict, bool]:
     wanted = source.identity()
     found = _existing(out)
     if found:
-        old, new = ({**identity, **identity.get("settings", {})} for identity in (found, wanted))
-        differing = [f"{k} {old.get(k)} instead of {v}" for k, v in new.items() if k != "settings" and old.get(k) != v]
+        grouped = [name for name, value in wanted.items() if isinstance(value, dict)]
+        old, new = ({**i, **{k: v for name in grouped for k, v in i.get(name, {}).items()}} for i in (found, wanted))
+        differing = [f"{k} {old.get(k)} instead of {v}" for k, v in new.items() if k not in grouped and old.get(k) != v]
         if differing:
             raise UserError(f"{out} is a store with {', '.join(differing)}; choose another --out or delete that folder")
         if not missing_files(out, found):
@@ -161,7 +196,7 @@ def _write(folder: Path, scratch: Path, source: Source) -> dict:
                 "ids": {split: [int(r["example_id"]) for r in stored] for split, stored in records[name].items()},
             }
         described = source.describe(records)
-    references = datasets.pop(REFERENCES)
+    references = datasets.pop(REFERENCES, {"path": REFERENCES, "files": {}, "ids": {}})
     return {
         "acquisitions": datasets,
         "references": references,

@@ -180,6 +180,36 @@ def slice_figure(arrays: Mapping[str, np.ndarray], index: int, scores: Mapping[s
     return sheet.png()
 
 
+def measured_figure(arrays: Mapping[str, np.ndarray], index: int, scores: Mapping[str, Mapping[str, float]]) -> bytes:
+    """Returns a PNG of one slice without reference: the mask, every solver's image, a posterior sample and std maps.
+
+    Args as in `slice_figure`; images share one window, that of the last solver's. There are no scores to show.
+    """
+    del scores
+    solvers, mask = solver_names(arrays), arrays["mask"][index]
+    drawn = [solver for solver in solvers if f"{solver}/std" in arrays]
+    images = {solver: arrays[f"{solver}/mean"][index] for solver in solvers}
+    height, width = images[solvers[-1]].shape[:2]
+    peak = float(np.percentile(np.abs(images[solvers[-1]]), WINDOW_PERCENTILE)) or 1.0
+    stds = {solver: arrays[f"{solver}/std"][index] for solver in drawn}
+    std_end = _upper_end(list(stds.values()))
+    sheet = _Sheet(1, 1 + len(solvers) + 2 * len(drawn), (height, width))
+    picture, title = _mask_picture(mask, (height, width))
+    sheet.panel(0, 0, picture, title, cmap="gray", vmin=0, vmax=1)
+    images |= {f"{solver}/sample": arrays[f"{solver}/sample"][index] for solver in drawn}
+    for column, (name, image) in enumerate(images.items(), start=1):
+        solver, _, sample = name.partition("/")
+        what = "one sample" if sample else "mean of the samples" if solver in drawn else f"{height} x {width} pixels"
+        pixels, options = _displayable(image, peak)
+        sheet.panel(0, column, pixels, f"{label(solver)}\n{what}", interpolation="bicubic", **options)
+    first = 1 + len(images)
+    for column, solver in enumerate(drawn, start=first):
+        sheet.panel(0, column, stds[solver], f"{label(solver)}\nstd map", cmap=STD_MAP, vmin=0, vmax=std_end)
+    if drawn:
+        sheet.colorbar(first, first + len(drawn) - 1, STD_MAP, std_end, "standard deviation")
+    return sheet.png()
+
+
 def quality_plot(rows: Sequence[Mapping[str, Any]], metric: str = "psnr", axis_label: str = "PSNR (dB)") -> bytes:
     """Returns a PNG of one metric over the slices, one line per solver, means in the legend."""
     figure = Figure(figsize=(11, 3.4), dpi=_DPI, layout="constrained")

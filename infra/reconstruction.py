@@ -33,7 +33,7 @@ def solve_round(experiment, solvers: dict[str, Solver], runners, compiled, param
     batch_size = example.measurement.example_id.shape[0]
     arrays = {
         "example_id": example.measurement.example_id,
-        "reference": example.reference,
+        **({} if example.reference is None else {"reference": example.reference}),
         **({} if example.volume is None else {"volume": example.volume}),
         "mask": example.measurement.mask,
     }
@@ -51,6 +51,7 @@ def solve_round(experiment, solvers: dict[str, Solver], runners, compiled, param
         arrays[f"{name}/seconds"] = np.full(batch_size, seconds, np.float32)
         if std is not None:
             arrays[f"{name}/std"], arrays[f"{name}/sample"] = std, samples[0]
+        if std is not None and example.reference is not None:
             maps = calibration_maps(samples, example.reference)
             arrays |= {f"{name}/{kind}": values for kind, values in maps.items()}
     return arrays

@@ -19,7 +19,7 @@ from calibration import COVERAGE_NAMES
 from evaluation import choose_slices, levels_in_head
 from infra.atomic import atomic_write_bytes, atomic_write_text
 from infra.errors import UserError
-from infra.figures import label, quality_plot, reliability_plot, slice_figure
+from infra.figures import label, measured_figure, quality_plot, reliability_plot, slice_figure
 
 STYLE = """
 :root { color-scheme: light; }
@@ -57,6 +57,7 @@ _UNCERTAINTY_COLUMNS = {
     **{name: (f"in the {name.removeprefix('coverage_')} % interval", 3, 0) for name in COVERAGE_NAMES},
     "crps": ("CRPS", 5, -1),
 }
+PLOT = "psnr_per_slice.png"
 _PAPER = "as published"
 _PAPER_COLUMNS = {  # beside the standard ones, in a table of their own
     "psnr": _COLUMNS["psnr"],
@@ -127,13 +128,14 @@ def write_report(
     missing = sorted(set(chosen.values()) - set(position))
     if missing:
         raise UserError(f"no picture of slice {missing[0]} for {folder / 'report.html'}: pass the round that holds it")
-    figures = {"psnr_per_slice.png": quality_plot(rows)}
+    figures = {PLOT: quality_plot(rows)} if "reference" in pictures else {}
     levels = levels_in_head(pictures)
     if levels:
         figures["reliability.png"] = reliability_plot(levels)
     for key in chosen.values():
         scores = {row["solver"]: row for row in rows if row["example_id"] == key}
-        figures[f"slice_{key:05d}.png"] = slice_figure(pictures, position[key], scores)
+        draw = slice_figure if "reference" in pictures else measured_figure
+        figures[f"slice_{key:05d}.png"] = draw(pictures, position[key], scores)
     for name, data in figures.items():
         atomic_write_bytes(folder / "figures" / name, data)
     atomic_write_text(folder / "report.html", _page(summary, rows, chosen))
@@ -175,8 +177,8 @@ def _page(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], chosen:
             _quality(summary),
             _gains(summary),
             _uncertainty(summary),
-            '<h2>Slices</h2>\n<img src="figures/psnr_per_slice.png" alt="PSNR of every slice, one line per method">',
-            _slice_table(rows),
+            "<h2>Slices</h2>",
+            *(_slice_qualities(rows) if summary["primary"] in {r["solver"] for r in rows if "psnr" in r} else ()),
             *(_slice_section(reason, key, label(summary["primary"])) for reason, key in chosen.items()),
             "<h2>Definitions</h2>\n<dl>",
             *(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in summary["definitions"].items()),
@@ -199,7 +201,7 @@ def _quality(summary: Mapping[str, Any]) -> str:
     """The tables per slice and per volume, and beside them what is measured as the published code does."""
     table, volumes, primary = summary["solvers"], summary["volumes"], summary["primary"]
     counts = {solver: (entry["num_samples"], entry["nfe"]) for solver, entry in table.items()}
-    slices = f"Mean over {table[primary]['psnr']['n']} slices"
+    slices = f"Mean over {table[primary]['seconds']['n']} slices"
     lines = ["<h3>Per slice</h3>", _score_table(table, _COLUMNS, primary, counts), _caption(slices)]
     if volumes:
         sizes = volumes["slices"]
@@ -286,6 +288,10 @@ def _uncertainty(summary: Mapping[str, Any]) -> str:
     )
 
 
+def _slice_qualities(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [f'<img src="figures/{PLOT}" alt="PSNR of every slice, one line per method">', _slice_table(rows)]
+
+
 def _slice_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Every slice's PSNR / SSIM by solver, folded away."""
     solvers = list(dict.fromkeys(row["solver"] for row in rows))
@@ -302,8 +308,10 @@ def _slice_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _slice_section(reason: str, key: int, name: str) -> str:
-    why = "fixed choice" if reason == "fixed" else f"{reason} PSNR of {html.escape(name)}"
+    fixed = {"fixed": "fixed choice", "first": "the first", "last": "the last"}
+    why = fixed.get(reason, f"{reason} PSNR of {html.escape(name)}")
     return (
         f"<section><h3>Slice {key}: {why}</h3>\n"
-        f'<img src="figures/slice_{key:05d}.png" alt="Slice {key}: reference, reconstructions, mask, errors"></section>'
+        f'<img src="figures/slice_{key:05d}.png" alt="Slice {key}: mask, reconstructions, and what they are judged by">'
+        "</section>"
     )

@@ -34,10 +34,10 @@ class EvalExample:
 
     Attributes:
       measurement: see `Measurement`.
-      reference: (B,H,W) complex64 for MRI, (B,H,W,K) float32 for images.
+      reference: (B,H,W) complex64 for MRI, (B,H,W,K) float32 for images; None where there is none.
       volume: (B,) names of the volumes that the slices belong to, '' for none; None where the data have no volumes.
     """
 
     measurement: Measurement
-    reference: Array
+    reference: Array | None
     volume: Array | None = None

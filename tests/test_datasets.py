@@ -178,7 +178,7 @@ def test_damaged_stores_are_noticed_and_the_command_mends_them(store_copy, tiny_
         assert expected in message_of(datasets.dataset_info, tiny_config)
 
 
-@pytest.mark.parametrize("name", ["settings.noise_std", "sigma_data", "counts.train", "references.ids"])
+@pytest.mark.parametrize("name", ["settings.noise_std", "sigma_data", "counts", "references.ids"])
 def test_a_manifest_without_a_required_key_is_told(store_copy, tiny_config, name):
     path = store_copy / "manifest.json"
     manifest = json.loads(path.read_text())

@@ -69,7 +69,7 @@ def test_fastmri_fully_sampled_file(tmp_path):
     np.testing.assert_allclose(volume.kspace, inner, atol=1e-6)
     assert volume.kspace.dtype == np.complex64 and volume.kspace.shape == (2, 3, 12, 10)
     np.testing.assert_array_equal(volume.mask, np.array([[[0] + [1] * 8 + [0]]], bool))
-    assert volume.header == {"vendor": "ACME", "acquisition": "AXT2"} and volume.noise is None
+    assert volume.header == {"vendor": "ACME", "acquisition": "AXT2", "fov_mm": (200, 200, 5)} and volume.noise is None
 
 
 def test_fastmri_mask_is_read_and_not_guessed(tmp_path):
@@ -202,7 +202,7 @@ def test_ismrmrd_lines_noise_and_averages(tmp_path):
     np.testing.assert_array_equal(volume.mask[0, 0], mask)
     np.testing.assert_allclose(volume.kspace, np.where(mask, inner, 0), atol=1e-6)
     np.testing.assert_array_equal(volume.noise, noise)
-    assert volume.header == {"vendor": "ACME"}
+    assert volume.header == {"vendor": "ACME", "fov_mm": (200, 200, 5)}
 
 
 def test_ismrmrd_centre_of_kspace_comes_from_the_file(tmp_path):

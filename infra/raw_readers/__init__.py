@@ -1,11 +1,11 @@
-"""Readers of raw k-space: fastMRI, ISMRMRD, BART and plain arrays, all to one `RawVolume`."""
+"""Readers of raw k-space: fastMRI, ISMRMRD, BART, plain arrays and images with maps, all to one `RawVolume`."""
 
 from pathlib import Path
 
 import h5py
 
 from infra.errors import UserError
-from infra.raw_readers import arrays, bart, fastmri, ismrmrd  # noqa: F401  (they register themselves)
+from infra.raw_readers import arrays, bart, fastmri, images_maps, ismrmrd  # noqa: F401  (they register themselves)
 from infra.raw_readers.volume import RAW_READERS, RawVolume
 
 __all__ = ["RAW_READERS", "RawVolume", "detect_format", "read_raw"]
@@ -21,7 +21,7 @@ def read_raw(path: str | Path, name: str = "", **settings) -> RawVolume:
     reader = RAW_READERS[name]
     if name == "array" and "axes" not in settings:
         raise UserError(f"{path} holds plain arrays: state their axes, e.g. axes='schw' (slice, coil, row, column)")
-    if name in ("fastmri", "ismrmrd") and not (path.is_file() and h5py.is_hdf5(path)):
+    if name in ("fastmri", "ismrmrd", "images_maps") and not (path.is_file() and h5py.is_hdf5(path)):
         raise UserError(f"{path} is no HDF5 file, as {name} data are; check the path and the format")
     return reader(path, **settings)
 
@@ -39,4 +39,6 @@ def detect_format(path: Path) -> str:
     with h5py.File(path) as file:
         if "kspace" in file and "ismrmrd_header" in file:
             return "fastmri"
+        if "x_hat" in file:
+            return "images_maps"
         return "ismrmrd" if "dataset/data" in file else "array"

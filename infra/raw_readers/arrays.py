@@ -10,7 +10,7 @@ from infra.raw_readers.volume import RAW_READERS, RawVolume, raw_volume
 
 
 @RAW_READERS.register("array")
-def read_array(path: Path, axes: str, key: str = "kspace", mask_key: str = "mask") -> RawVolume:
+def read_array(path: Path, axes: str, key: str = "kspace", mask_key: str = "mask", maps_key: str = "maps") -> RawVolume:
     """Reads k-space with its zero frequency at the centre of both axes.
 
     Args:
@@ -19,34 +19,45 @@ def read_array(path: Path, axes: str, key: str = "kspace", mask_key: str = "mask
         for real numbers only, p for an axis of length 2 with real and imaginary part. 's' may be missing.
       key: name of the array in .npz and HDF5 files.
       mask_key: name of a mask (W,) or (H,W) there; without one, lines that are 0 throughout were not acquired.
+      maps_key: name of coil maps there, with the axes of k-space; there need be none.
 
     Raises UserError for axes that do not fit, a missing name and a file that cannot be read.
     """
-    kspace, mask = _load(path, key, mask_key)
+    kspace, mask, maps = _load(path, key, mask_key, maps_key)
     stated = f"{path}: the axes are stated as {axes!r}, the array is {kspace.dtype} {kspace.shape}"
     if len(set(axes)) != len(axes) or not set("chw") <= set(axes) <= set("schwp"):
         raise UserError(f"{path}: axes {axes!r} must name c, h, w and, if there, s and p once each, as in 'schw'")
     if len(axes) != kspace.ndim or ("p" in axes) == (kspace.dtype.kind == "c"):
         raise UserError(f"{stated}: state one letter per axis, p for real and imaginary part of a real array")
+    if "p" in axes and kspace.shape[axes.index("p")] != 2:
+        raise UserError(f"{stated}: the axis p must have length 2")
+    if maps is not None and (maps.shape != kspace.shape or maps.dtype.kind != kspace.dtype.kind):
+        raise UserError(f"{stated}, its coil maps {maps.dtype} {maps.shape}: they must be alike")
+    maps = None if maps is None else _in_order(maps, axes).astype(np.complex64)
+    return raw_volume(path, _in_order(kspace, axes), mask, maps=maps)
+
+
+def _in_order(array: np.ndarray, axes: str) -> np.ndarray:
+    """Complex (slices,C,H,W) of an array of the stated axes."""
     if "p" in axes:
-        if kspace.shape[axes.index("p")] != 2:
-            raise UserError(f"{stated}: the axis p must have length 2")
-        real, imaginary = np.moveaxis(kspace, axes.index("p"), 0)
-        kspace, axes = real + 1j * imaginary, axes.replace("p", "")
+        real, imaginary = np.moveaxis(array, axes.index("p"), 0)
+        array, axes = real + 1j * imaginary, axes.replace("p", "")
     if "s" not in axes:
-        kspace, axes = kspace[None], "s" + axes
-    return raw_volume(path, kspace.transpose([axes.index(letter) for letter in "schw"]), mask)
+        array, axes = array[None], "s" + axes
+    return array.transpose([axes.index(letter) for letter in "schw"])
 
 
-def _load(path: Path, key: str, mask_key: str) -> tuple[np.ndarray, np.ndarray | None]:
+def _load(path: Path, key: str, *others: str) -> tuple:
+    """The array `key` of a file and the `others`, None for those that it lacks."""
     if path.suffix == ".npy":
-        return _numpy(path), None
+        return _numpy(path), *(None for _ in others)
     if path.suffix == ".npz":
         with _numpy(path) as archive:
-            return _member(path, archive, key), archive.get(mask_key)
+            return _member(path, archive, key), *(archive.get(name) for name in others)
     try:
         with h5py.File(path) as file:
-            return np.asarray(_member(path, file, key)), np.asarray(file[mask_key]) if mask_key in file else None
+            found = (np.asarray(file[name]) if name in file else None for name in others)
+            return np.asarray(_member(path, file, key)), *found
     except OSError as error:
         raise UserError(f"{path} is none of .npy, .npz and HDF5, or it is damaged; convert or copy it again") from error
 

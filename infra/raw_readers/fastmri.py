@@ -35,5 +35,5 @@ def read_fastmri(path: Path) -> RawVolume:
     if kspace.ndim == 3:
         kspace = kspace[:, None]
     rows = header.rows_without_oversampling(kspace.shape[2])
-    facts = header.facts | {name: str(text) for name, text in texts.items()}
+    facts = header.facts | header.fov(True) | {name: str(text) for name, text in texts.items()}
     return raw_volume(path, crop_readout(kspace, rows), mask, header=facts)

@@ -42,9 +42,9 @@ def read_ismrmrd(path: Path, group: str = "dataset") -> RawVolume:
     kspace, mask = _grid(path, header, heads[image], data[image])
     if (mask.all(0) | ~mask.any(0)).all():
         cropped = crop_readout(kspace, header.rows_without_oversampling(kspace.shape[2]))
-        return raw_volume(path, cropped, mask[0], noise, header.facts)
+        return raw_volume(path, cropped, mask[0], noise, header.facts | header.fov(True))
     # Rows of a partial echo are missing in k-space: cropping the image would smear the gap, so all rows are kept.
-    return raw_volume(path, kspace, mask, noise, header.facts)
+    return raw_volume(path, kspace, mask, noise, header.facts | header.fov(False))
 
 
 def _flagged(heads: np.ndarray, *flags: int) -> np.ndarray:

@@ -39,6 +39,12 @@ class Header:
         share = share or self.recon[0] / self.encoded[0]
         return min(rows, max(1, round(rows * share)))
 
+    def fov(self, cropped: bool) -> dict[str, tuple[float, float, float]]:
+        """{'fov_mm': ...} as in `RawVolume.header`, with the readout's oversampling removed or not; {} if not told."""
+        rows = self.recon_mm[0] if cropped else self.encoded_mm[0]
+        thickness = self.recon_mm[2] or self.encoded_mm[2]
+        return {"fov_mm": (rows, self.encoded_mm[1], thickness)} if min(rows, self.encoded_mm[1]) > 0 else {}
+
 
 def parse_header(text: str | bytes, path: Path) -> Header:
     """Parses the XML. Raises UserError if it is no ISMRMRD header or has no encoding."""

@@ -20,13 +20,16 @@ class RawVolume:
         readout, W the phase encoding.
       mask: bool, (1,1,W) for lines acquired over the full readout, else (1,H,W); the same for all slices.
       noise: (C,N) complex64 samples of a scan without signal, or None.
-      header: what else the file says: plain numbers and texts by name.
+      header: what else the file says: plain numbers and texts by name. The program reads 'patient_id', and 'fov_mm',
+        (rows, columns, slice thickness) of the image of `kspace` in mm.
+      maps: (slices,C,H,W) complex64 coil maps that the file holds, or None.
     """
 
     kspace: np.ndarray
     mask: np.ndarray
     noise: np.ndarray | None = None
     header: dict[str, Any] = dataclasses.field(default_factory=dict)
+    maps: np.ndarray | None = None
 
 
 RAW_READERS: Registry[Callable[..., RawVolume]] = Registry("raw-data format")
@@ -38,6 +41,7 @@ def raw_volume(
     mask: np.ndarray | None = None,
     noise: np.ndarray | None = None,
     header: dict[str, Any] | None = None,
+    maps: np.ndarray | None = None,
 ) -> RawVolume:
     """Checks what a reader found and makes it a `RawVolume`.
 
@@ -48,9 +52,9 @@ def raw_volume(
       path: the file, for messages.
       kspace: (slices,C,H,W) complex, any precision.
       mask: bool (W,) or (H,W) as the file states it, or None.
-      noise, header: see `RawVolume`.
+      noise, header, maps: see `RawVolume`.
 
-    Raises UserError for k-space that is empty, not finite or 0 throughout, or for a mask of another size.
+    Raises UserError for k-space that is empty, not finite or 0 throughout, or for a mask or maps of another size.
     """
     if 0 in kspace.shape:
         raise UserError(f"{path}: k-space has shape {kspace.shape}, so it is empty")
@@ -63,11 +67,13 @@ def raw_volume(
         raise UserError(f"{path}: k-space is 0 throughout; choose another file")
     if mask is not None and mask.shape not in ((width,), (height, width)):
         raise UserError(f"{path}: the mask has shape {mask.shape}, k-space {height} rows and {width} columns")
+    if maps is not None and (maps.shape != kspace.shape or not np.isfinite(maps).all()):
+        raise UserError(f"{path}: coil maps {maps.shape} must be finite and have the shape of k-space, {kspace.shape}")
     acquired = acquired if mask is None else acquired & np.asarray(mask, bool)
     acquired = acquired.reshape(1, -1, width)
     if (acquired == acquired[:, :1]).all():
         acquired = acquired[:, :1]
-    return RawVolume(np.where(acquired, kspace, 0), acquired, noise, header or {})
+    return RawVolume(np.where(acquired, kspace, 0), acquired, noise, header or {}, maps)
 
 
 def crop_readout(kspace: np.ndarray, rows: int) -> np.ndarray:

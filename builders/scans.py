@@ -1,0 +1,354 @@
+"""TFDS builders and source of stores of raw scans: what a scanner measured, and, apart, images of fully sampled scans.
+
+Records have the fields of the demo's stores (`builders/brain.py`). Acquisitions hold what was acquired and nothing
+else. References exist for a split whose scans are all fully sampled; they lie in another folder, and none is of train.
+"""
+
+import abc
+import dataclasses
+import functools
+import hashlib
+import logging
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from builders import scan_files
+from builders.folder import example_ids
+from builders.images import SPLITS
+from builders.records import complex_tensor, scalar
+from builders.scan import Options, Scan, load_scan, pack, prepare_scan, save_scan
+from builders.store import REFERENCES, Records
+from infra.errors import UserError
+from infra.progress import Progress
+from infra.raw_readers import RawVolume
+from operators.coils import find_acs
+
+DATA_VERSION = "1.0.0"
+MOST_SLICES = 1024  # ids of a volume: one of 2^21 numbers, from its path, times this, plus the slice
+SIGMA_DATA_DEFINITION = (
+    "root mean square per real scalar of the images, estimated from acquired entries only: |x|^2 is the sum over "
+    "acquired entries of (|y|^2 - 2 noise_std^2) / P, P = 1 in the ACS of the example, elsewhere the share of "
+    "entries that it acquired"
+)
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A prepared scan on disk. `facts`: of `builders.scan.Scan`."""
+
+    name: str
+    first_id: int
+    path: Path
+    facts: dict[str, Any]
+
+    def load(self) -> Scan:
+        return load_scan(self.path)
+
+
+@dataclasses.dataclass
+class ScanConfig(tfds.core.BuilderConfig):
+    """A named variant: the scans by split, their size and coils, and whether masks are lines."""
+
+    scans: Mapping[str, Sequence[Stored]] = dataclasses.field(default_factory=dict, repr=False)  # TFDS logs this
+    size: int = 0
+    coils: int = 0
+    lines: bool = True
+
+
+class _Scans(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version(DATA_VERSION)
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {DATA_VERSION: "First version."}
+
+    @abc.abstractmethod
+    def _features(self) -> dict:
+        """The fields of a record."""
+
+    @abc.abstractmethod
+    def _record(self, scan: Scan, index: int) -> dict:
+        """One record, without the fields that all have."""
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        common = {"example_id": scalar(np.int32), "volume": tfds.features.Text(), "slice": scalar(np.int32)}
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.builder_config.description,
+            features=tfds.features.FeaturesDict(common | {"scale": scalar(np.float32)} | self._features()),
+            license="That of the raw data.",
+        )
+
+    def _split_generators(self, dl_manager) -> dict:
+        del dl_manager  # nothing to download
+        return {split: self._generate_examples(scans) for split, scans in self.builder_config.scans.items() if scans}
+
+    def _generate_examples(self, scans: Sequence[Stored]) -> Iterator[tuple[int, dict]]:
+        for stored in scans:
+            scan = stored.load()
+            for index, number in enumerate(scan.facts["slices"]):
+                common = {"example_id": stored.first_id + number, "volume": stored.name, "slice": number}
+                yield common["example_id"], common | {"scale": scan.facts["scale"]} | self._record(scan, index)
+
+
+class ScanAcquisitions(_Scans, skip_registration=True):
+    """Acquired k-space `y`, its `mask`, coil `maps` (C,N,N) and `noise_std`. No image.
+
+    Lines: y (C,N,n), mask (N,). Where a scan of the store has another mask: y (C,n), mask (N,N). A scan with fewer
+    coils than the store has maps and values of 0 in the others. The variant 'full' has every entry.
+    """
+
+    name = "scan_acquisitions"
+
+    def _features(self) -> dict:
+        size, coils, lines = (getattr(self.builder_config, key) for key in ("size", "coils", "lines"))
+        mask = tfds.features.Tensor(
+            shape=(size,) if lines else (size, size), dtype=np.bool_, encoding=tfds.features.Encoding.ZLIB
+        )
+        return {
+            "y": complex_tensor(coils, *((size,) if lines else ()), None),
+            "mask": mask,
+            "maps": complex_tensor(coils, size, size),
+            "noise_std": scalar(np.float32),
+        }
+
+    def _record(self, scan: Scan, index: int) -> dict:
+        config = self.builder_config
+        y, mask = scan.y[index], scan.masks[index]
+        if config.name == "full":
+            assert scan.full is not None  # of scans that were prepared for it
+            y, mask = scan.full[index], np.ones_like(mask)
+        if not config.lines:
+            mask = np.broadcast_to(mask, (1, config.size, config.size))
+        coils = [(0, config.coils - len(y)), (0, 0), (0, 0)]
+        return {
+            "y": pack(np.pad(y, coils), mask),
+            "mask": mask[0, 0] if config.lines else mask[0],
+            "maps": np.pad(scan.maps[index], coils),
+            "noise_std": scan.facts["noise_std"],
+        }
+
+
+class ScanReferences(_Scans, skip_registration=True):
+    """Coil-combined image `image` (N,N) of each slice of a fully sampled scan, in the acquisition's units."""
+
+    name = "scan_references"
+
+    def _features(self) -> dict:
+        return {"image": complex_tensor(self.builder_config.size, self.builder_config.size)}
+
+    def _record(self, scan: Scan, index: int) -> dict:
+        assert scan.images is not None  # of fully sampled scans
+        return {"image": scan.images[index]}
+
+
+class RawScans:
+    """The source of a store of raw scans (see `builders.store.Source`).
+
+    `problems`, after `load`: what is wrong with the files that were left out, by path.
+
+    Args:
+      folder: where the raw files are.
+      options: what is done with each.
+      read: reads one file; raises UserError for what cannot be used.
+      partial: folder for prepared scans, from which a later start goes on; `finish` deletes it.
+      patterns: see `scan_files.divide`.
+      table: of `scan_files.read_table`; files that it lacks or drops are not used.
+      keep_full: whether to store the variant 'full' too, if all scans are fully sampled.
+      workers: files at a time.
+      command: the command line, for the manifest, without --out.
+    """
+
+    def __init__(
+        self, folder: Path, options: Options, read: Callable[[Path], RawVolume], partial: Path,
+        patterns: Mapping[str, Sequence[str]], table: Mapping[str, scan_files.Row] | None = None,
+        keep_full: bool = False, workers: int = 0, command: str = "", reader: str = "",
+    ):  # fmt: skip
+        self.folder, self.options, self.partial, self.patterns = folder, options, partial, patterns
+        self.keep_full, self.workers, self.command = keep_full, workers or min(4, os.cpu_count() or 1), command
+        self._read, self._reader, self._table = read, reader, table
+        names = scan_files.find_scans(folder)
+        if table is not None:
+            names = [name for name in names if Path(name).stem in table and not table[Path(name).stem].drop]
+            if not names:
+                raise UserError(f"the table keeps no file of {folder}; its FILE column has names without suffix")
+        scan_files.divide({name: name for name in names}, patterns)  # a mistake in them is told before any work
+        self.names, self._ids = names, example_ids(names, bits=21)
+        self.problems: dict[str, str] = {}
+        self._scans: dict[str, list[Stored]] = {}
+
+    @functools.cached_property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of every file by path; reads them all, several at a time."""
+
+        def content(name: str) -> str:
+            try:
+                return scan_files.digest(scan_files.parts_of(self.folder, name))
+            except UserError:  # told by `load`
+                return ""
+
+        with ThreadPoolExecutor(self.workers) as pool:
+            return dict(zip(self.names, self._follow(pool.map(content, self.names), "hashing"), strict=True))
+
+    def identity(self) -> dict[str, Any]:
+        patterns = {split: list(wanted) for split, wanted in self.patterns.items()}
+        told = "\n".join(f"{name}\t{found}" for name, found in self.digests.items())
+        table = "" if self._table is None else repr(sorted(self._table.items()))
+        chosen = hashlib.sha256(repr((told, patterns, table, self._reader)).encode()).hexdigest()[:16]
+        return {
+            "data_version": DATA_VERSION,
+            "options": dataclasses.asdict(self.options) | {"keep_full": self.keep_full},
+            "source": f"{len(self.names)} files; paths, contents, splits and reading {chosen}",
+        }
+
+    def _follow(self, results: Iterator, label: str) -> Iterator:
+        with Progress(len(self.names), 0, label, unit="file") as progress:
+            for place, result in enumerate(results, start=1):
+                yield result
+                progress.update(place)
+
+    def load(self, scratch: Path) -> None:
+        del scratch  # prepared scans outlive a start that was killed: they lie in `partial`
+        with ThreadPoolExecutor(self.workers) as pool:
+            found = dict(zip(self.names, self._follow(pool.map(self._prepare, self.names), "scans"), strict=True))
+        self.problems = {name: result for name, result in found.items() if isinstance(result, str)}
+        stored = {name: result for name, result in found.items() if isinstance(result, Stored)}
+        if not stored:
+            name, problem = next(iter(self.problems.items()))
+            raise UserError(f"none of the {len(self.names)} files can be used; the first, {name}: {problem}")
+        splits = scan_files.divide({name: scan.facts["subject"] for name, scan in stored.items()}, self.patterns)
+        self._scans = {split: [stored[name] for name in stored if splits[name] == split] for split in SPLITS}
+
+    def _prepare(self, name: str) -> Stored | str:
+        """A scan that is prepared, now or by an earlier start; or what is wrong with it."""
+        made_of = (DATA_VERSION, name, self.digests[name], self._options_of(name), self.keep_full, self._reader)
+        key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]
+        path, first_id = self.partial / f"{key}.npz", self._ids[name] * MOST_SLICES
+        if path.exists():
+            try:
+                return Stored(name, first_id, path, load_scan(path).facts)
+            except _DAMAGED as error:
+                logging.warning("%s is damaged (%s): the scan is prepared again", path, error)
+        try:
+            raw = self._read(scan_files.parts_of(self.folder, name)[0])
+            if len(raw.kspace) > MOST_SLICES:
+                raise UserError(f"{len(raw.kspace)} slices are more than {MOST_SLICES}; split the file")
+            scan = prepare_scan(raw, self._options_of(name), first_id, self.keep_full)
+        except UserError as error:
+            return str(error).replace(f"{self.folder}{os.sep}", "")
+        except OSError as error:  # of h5py: a file that was cut
+            return f"cannot be read ({' '.join(str(error).split())[:150]})"
+        scan.facts["subject"] = str(raw.header.get("patient_id") or name)
+        save_scan(path, scan)
+        return Stored(name, first_id, path, scan.facts)
+
+    def _options_of(self, name: str) -> Options:
+        row = None if self._table is None else self._table[Path(name).stem]
+        if row is None or (row.start is None and row.stop is None):
+            return self.options
+        ends = ("" if end is None else str(end) for end in (row.start, row.stop))
+        return dataclasses.replace(self.options, slices=":".join(ends))
+
+    def get_builders(self, folder: Path) -> dict[str, tfds.core.GeneratorBasedBuilder]:
+        every = [scan for scans in self._scans.values() for scan in scans]
+        coils = max(scan.facts["coils"] for scan in every)
+        lines = all(scan.facts["lines"] for scan in every)
+
+        def build(
+            cls: type[_Scans], place: str, name: str, text: str, scans: Mapping
+        ) -> tfds.core.GeneratorBasedBuilder:
+            config = ScanConfig(
+                name=name, description=text, scans=scans, size=self.options.size, coils=coils, lines=lines
+            )
+            return cls(data_dir=str(folder / place), config=config, file_format="array_record")
+
+        builders = {"undersampled": build(ScanAcquisitions, "acquisitions", "undersampled", "Raw scans.", self._scans)}
+        if self.keep_full:
+            if not all(scan.facts["full"] for scan in every):
+                name = next(scan.name for scan in every if not scan.facts["full"])
+                raise UserError(f"--keep_full: {name} is not fully sampled; leave the flag or the file out")
+            builders["full"] = build(ScanAcquisitions, "acquisitions", "full", "Raw scans, all lines.", self._scans)
+        whole = {s: scans for s, scans in self._scans.items() if s != "train" and all(x.facts["full"] for x in scans)}
+        if any(whole.values()):
+            builders[REFERENCES] = build(ScanReferences, "references", "images", "Images of raw scans.", whole)
+        return builders
+
+    def describe(self, records: Records) -> dict[str, Any]:
+        every = {split: scans for split, scans in self._scans.items() if scans}
+        facts = [scan.facts for scans in every.values() for scan in scans]
+        statistics = _statistics(records["undersampled"])
+        retrospective = all(f["full"] for f in facts) and self.options.acceleration > 1
+        settings = {
+            "image_size": self.options.size,
+            "num_coils": max(f["coils"] for f in facts),
+            "mask": self.options.mask,
+            "acceleration": self.options.acceleration if retrospective else statistics["acceleration"]["nominal"],
+            "acs_lines": self.options.acs_lines if retrospective else min(f["acs_lines"] for f in facts),
+            "noise_std": round(float(np.median([f["noise_std"] for f in facts])), 6),
+        }
+        statistics["acceleration"]["nominal"] = settings["acceleration"]
+        return {
+            "kind": "multicoil",
+            "settings": settings,
+            "command": self.command,
+            "volumes": {
+                x.name: {"split": s, "sha256": self.digests[x.name], **x.facts} for s in every for x in every[s]
+            },
+            "left_out": self.problems,
+            "licences": ["those of the raw data: ask whoever gave them to you"],
+            "notes": _notes(facts, retrospective),
+            **statistics,
+        }
+
+    def finish(self) -> None:
+        """Deletes the prepared scans: the store holds them."""
+        for path in self.partial.glob("*.npz"):
+            path.unlink()
+        if self.partial.exists():
+            self.partial.rmdir()
+
+
+def _notes(facts: Sequence[Mapping[str, Any]], retrospective: bool) -> list[str]:
+    notes = ["Lines of fully sampled scans were left out afterwards."] if retrospective else []
+    if any(f["noise_from"] != "noise scan" for f in facts):
+        notes.append("Without a noise scan, noise_std is an upper bound from the edges of k-space and of the image.")
+    return notes
+
+
+def _statistics(records: Mapping[str, Sequence]) -> dict[str, Any]:
+    """Acceleration and sigma_data from the stored acquisitions alone; sigma_data from train, else from all there is."""
+    kept, outside, power = {}, [], []
+    for split, stored in records.items():
+        shares = []
+        for record in (stored[i] for i in range(len(stored))):
+            probability = _probability(record["mask"])
+            shares.append(float(record["mask"].mean()))
+            outside.append(float(probability.min()))
+            if split == "train" or "train" not in records:
+                chosen = probability[record["mask"]]
+                energy = np.abs(record["y"]) ** 2 - 2 * record["noise_std"] ** 2
+                power.append(float(np.sum(energy / chosen, dtype=np.float64)) / record["maps"][0].size)
+        kept[split] = float(np.mean(shares))
+    return {
+        "acceleration": {
+            "nominal": round(1 / float(np.mean(outside)), 2),
+            "effective": {split: round(1 / share, 4) for split, share in kept.items()},
+        },
+        "sigma_data": round(float(np.sqrt(max(0.0, float(np.mean(power))) / 2)), 4),
+        "sigma_data_definition": SIGMA_DATA_DEFINITION,
+    }
+
+
+def _probability(mask: np.ndarray) -> np.ndarray:
+    """Float64, shape of a mask (W,) or (H,W): 1 in its ACS, elsewhere the share of the other entries that it has."""
+    top, bottom, left, right = find_acs(np.atleast_2d(mask), most=max(mask.shape))
+    inside = np.zeros_like(np.atleast_2d(mask))
+    inside[top:bottom, left:right] = True
+    inside = inside.reshape(mask.shape)
+    share = float(mask[~inside].mean()) if not inside.all() else 1.0
+    return np.where(inside, 1.0, share or 1.0)

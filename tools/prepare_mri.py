@@ -1,0 +1,117 @@
+"""Makes a data store of raw multi-coil MRI files: fastMRI, ISMRMRD, BART, plain arrays, or the published code's layout.
+
+  python tools/prepare_mri.py --in FOLDER --out store/mine --size 256 --coils 8
+  python tools/prepare_mri.py --in knee --train 'multicoil_train/*' --test 'multicoil_val/*' --size 320 --out store/knee
+  python tools/prepare_mri.py --in arrays --axes schw --size 128 --out store/own        # .npy, .npz, HDF5
+
+Files are found recursively. Undersampled scans keep the mask that they were acquired with; slices of fully sampled ones
+get one mask each (--acceleration 1 for none), and references in validation and test. Steps: noise whitened where a
+noise scan is there, readout oversampling removed, size, coil compression, ESPIRiT maps from the acquired centre, one
+scale per volume; docs/data.md explains them, and the manifest records them with the SHA-256 of every file.
+
+Files that cannot be used are listed at the end, the rest is done, and the exit status is 3. A preparation that was
+killed goes on when the same command is given again; a complete store of the same files and options is left alone.
+"""
+
+import functools
+import os
+import sys
+import time
+from pathlib import Path
+
+from absl import flags, logging
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # coil maps of small matrices: set it to gpu for large ones
+
+from builders.scan import Options
+from builders.scan_files import read_patterns, read_table
+from builders.scans import RawScans
+from builders.store import config_flags, prepare_store
+from infra import command_line
+from infra.raw_readers import read_raw
+
+SOME_LEFT_OUT = 3  # exit status: the store is complete but for files that could not be used
+
+_IN = flags.DEFINE_string("in", None, "Folder of raw files; those below it are taken too.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Folder of the store.", required=True)
+_SIZE = flags.DEFINE_integer("size", 256, "Rows and columns of the examples.")
+_CROP = flags.DEFINE_enum(
+    "crop", "resolution", ["resolution", "fov"],
+    "resolution: keep the centre of k-space, any mask; fov: keep the centre of the image, fully sampled scans.",
+)  # fmt: skip
+_COILS = flags.DEFINE_integer("coils", 0, "Compress to so many virtual coils; 0: keep all.")
+_MAPS = flags.DEFINE_enum("maps", "espirit", ["espirit", "walsh", "lowres"], "Estimator of the coil maps.")
+_SLICES = flags.DEFINE_string("slices", ":", "START:STOP of the slices to take, as in Python, e.g. 0:-5.")
+_MASK = flags.DEFINE_enum(
+    "mask", "cartesian_random", ["cartesian_random", "cartesian_equispaced"], "Masks of fully sampled scans."
+)
+_ACCELERATION = flags.DEFINE_float("acceleration", 4.0, "Nominal R of these masks; 1 leaves the scans whole.")
+_ACS = flags.DEFINE_integer("acs_lines", None, "Central lines of these masks; default 20 at 256 and in proportion.")
+_SEED = flags.DEFINE_integer("seed", 0, "Fixes the mask of every slice.")
+_FORMAT = flags.DEFINE_string("format", "", "fastmri, ismrmrd, bart, array or images_maps; empty: by content.")
+_AXES = flags.DEFINE_string("axes", "", "Of plain arrays: one letter per axis, e.g. schw: slice, coil, row, column.")
+_KEY = flags.DEFINE_string("key", "kspace", "Of .npz and plain HDF5: name of the k-space array.")
+_TABLE = flags.DEFINE_string("table", "", "CSV of the published code: FILE, DROP, SLICE_START, SLICE_END.")
+_SPLITS = {
+    split: flags.DEFINE_string(split, "", f"Files of the {split} split: patterns with commas, or a file of them.")
+    for split in ("train", "validation", "test")
+}
+_FULL = flags.DEFINE_bool("keep_full", False, "Store every line of fully sampled scans too, for the oracle.")
+_WORKERS = flags.DEFINE_integer("workers", 0, "Files at a time; 0: one per core, at most 4.", lower_bound=0)
+
+
+def get_source() -> RawScans:
+    """What the flags describe."""
+    acs_lines = max(4, round(20 * _SIZE.value / 256)) if _ACS.value is None else _ACS.value
+    options = Options(
+        size=_SIZE.value, crop=_CROP.value, coils=_COILS.value, maps=_MAPS.value, slices=_SLICES.value,
+        mask=_MASK.value, acceleration=_ACCELERATION.value, acs_lines=acs_lines, seed=_SEED.value,
+    )  # fmt: skip
+    how = {"axes": _AXES.value, "key": _KEY.value} if _AXES.value else {}
+    folder, out = (Path(flags.FLAGS[name].value or "") for name in ("in", "out"))
+    given = [f"--{name} {flags.FLAGS[name].value}" for name in _given()]
+    return RawScans(
+        folder, options, functools.partial(read_raw, name=_FORMAT.value, **how),
+        partial=out.parent / f".{out.name}.scans",
+        patterns={split: read_patterns(flag.value) for split, flag in _SPLITS.items() if flag.value},
+        table=read_table(Path(_TABLE.value)) if _TABLE.value else None,
+        keep_full=_FULL.value, workers=_WORKERS.value,
+        command=" ".join(["python tools/prepare_mri.py", "--in FOLDER", *given]),
+        reader=repr((_FORMAT.value, how)),
+    )  # fmt: skip
+
+
+def _given() -> list[str]:
+    """Names of the flags of this tool that the user set, but for folders and what does not change the store."""
+    own = flags.FLAGS.get_flags_for_module(flags.FLAGS.find_module_defining_flag("keep_full"))
+    return [f.name for f in own if f.present and f.name not in ("in", "out", "workers")]
+
+
+def main(_: list[str]) -> None:
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().setFormatter(None)
+    start = time.monotonic()
+    source = get_source()
+    manifest, written = prepare_store(Path(_OUT.value), source)
+    source.finish()
+    settings, problems = manifest["settings"], manifest["left_out"]
+    if written:
+        counts = ", ".join(f"{split} {count}" for split, count in manifest["counts"].items())
+        print(
+            f"{_OUT.value}: {counts} slices of {len(manifest['volumes'])} scans; {settings['num_coils']} coils; "
+            f"noise {settings['noise_std']:g}; sigma_data {manifest['sigma_data']:g}; {time.monotonic() - start:.1f} s"
+        )
+        print(
+            f"--config.data.dir={_OUT.value} {config_flags(settings)} "
+            f"--config.denoiser.sigma_data={manifest['sigma_data']:g}"
+        )
+    else:
+        print(f"{_OUT.value}: already complete")
+    if problems:
+        print("files left out:", *(f"  {name}: {problem}" for name, problem in problems.items()), sep="\n")
+        sys.exit(SOME_LEFT_OUT)
+
+
+if __name__ == "__main__":
+    command_line.start(main)
