@@ -27,6 +27,7 @@ from tests import raw_files  # noqa: E402
 from tests.raw_files import RawHead  # noqa: E402
 
 SIZE, COILS = 64, 8
+SOLVERS = "('zero_filled','cg_sense','msm')"
 MOST_LOSS_DB, FORMATS_AGREE = 1.0, 1e-3
 
 
@@ -86,8 +87,7 @@ def main() -> None:
         found = {
             name: reconstruct(
                 folder, name, flags[name],
-                "('zero_filled','cg_sense','msm')" if name in ("fastmri", "true_maps") else "('cg_sense',)",
-                args.samples,
+                SOLVERS if name in ("fastmri", "true_maps") else "('cg_sense',)", args.samples,
             )
             for name in flags
         }  # fmt: skip

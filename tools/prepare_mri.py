@@ -42,6 +42,9 @@ _CROP = flags.DEFINE_enum(
 )  # fmt: skip
 _COILS = flags.DEFINE_integer("coils", 0, "Compress to so many virtual coils; 0: keep all.")
 _MAPS = flags.DEFINE_enum("maps", "espirit", ["espirit", "walsh", "lowres"], "Estimator of the coil maps.")
+_MAPS_CROP = flags.DEFINE_float(
+    "maps_crop", 0.0, "Maps are 0 where the estimator's measure of signal is below: 0 nowhere, 0.8 as BART's ESPIRiT."
+)
 _SLICES = flags.DEFINE_string("slices", ":", "START:STOP of the slices to take, as in Python, e.g. 0:-5.")
 _MASK = flags.DEFINE_enum(
     "mask", "cartesian_random", ["cartesian_random", "cartesian_equispaced"], "Masks of fully sampled scans."
@@ -65,20 +68,21 @@ def get_source() -> RawScans:
     """What the flags describe."""
     acs_lines = max(4, round(20 * _SIZE.value / 256)) if _ACS.value is None else _ACS.value
     options = Options(
-        size=_SIZE.value, crop=_CROP.value, coils=_COILS.value, maps=_MAPS.value, slices=_SLICES.value,
+        size=_SIZE.value, crop=_CROP.value, coils=_COILS.value, maps=_MAPS.value, maps_crop=_MAPS_CROP.value,
+        slices=_SLICES.value,
         mask=_MASK.value, acceleration=_ACCELERATION.value, acs_lines=acs_lines, seed=_SEED.value,
     )  # fmt: skip
-    how = {"axes": _AXES.value, "key": _KEY.value} if _AXES.value else {}
+    array = {"axes": _AXES.value, "key": _KEY.value} if _AXES.value else {}
     folder, out = (Path(flags.FLAGS[name].value or "") for name in ("in", "out"))
     given = [f"--{name} {flags.FLAGS[name].value}" for name in _given()]
     return RawScans(
-        folder, options, functools.partial(read_raw, name=_FORMAT.value, **how),
+        folder, options, functools.partial(read_raw, name=_FORMAT.value, array=array),
         partial=out.parent / f".{out.name}.scans",
         patterns={split: read_patterns(flag.value) for split, flag in _SPLITS.items() if flag.value},
         table=read_table(Path(_TABLE.value)) if _TABLE.value else None,
         keep_full=_FULL.value, workers=_WORKERS.value,
         command=" ".join(["python tools/prepare_mri.py", "--in FOLDER", *given]),
-        reader=repr((_FORMAT.value, how)),
+        reader=repr((_FORMAT.value, array)),
     )  # fmt: skip
 
 

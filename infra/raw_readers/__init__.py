@@ -1,5 +1,6 @@
 """Readers of raw k-space: fastMRI, ISMRMRD, BART, plain arrays and images with maps, all to one `RawVolume`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import h5py
@@ -11,14 +12,16 @@ from infra.raw_readers.volume import RAW_READERS, RawVolume
 __all__ = ["RAW_READERS", "RawVolume", "detect_format", "read_raw"]
 
 
-def read_raw(path: str | Path, name: str = "", **settings) -> RawVolume:
+def read_raw(path: str | Path, name: str = "", array: Mapping[str, str] | None = None, **settings) -> RawVolume:
     """Reads a file by the reader called `name`, or by the one that `detect_format` finds.
 
-    `settings` are those of the reader; plain arrays need `axes`. Raises UserError for what cannot be read.
+    `settings` are those of the reader, and so is `array` where the file holds plain arrays, which need `axes`. Raises
+    UserError for what cannot be read.
     """
     path = Path(path)
     name = name or detect_format(path)
     reader = RAW_READERS[name]
+    settings |= (array or {}) if name == "array" else {}
     if name == "array" and "axes" not in settings:
         raise UserError(f"{path} holds plain arrays: state their axes, e.g. axes='schw' (slice, coil, row, column)")
     if name in ("fastmri", "ismrmrd", "images_maps") and not (path.is_file() and h5py.is_hdf5(path)):
