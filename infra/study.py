@@ -8,7 +8,7 @@ import logging
 import sqlite3
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +150,23 @@ def name_of(config, solver: Solver, params: Any, info: Mapping[str, Any]) -> str
     return f"{config.tune.solver} {config.tune.objective} {zlib.crc32(stamp.encode()):08x}"
 
 
+def count_together(batches: Iterable[Judged]) -> list[Judged]:
+    """Returns batches of this process's examples with `counts` and `floor` of the examples of all processes."""
+    return [
+        replace(
+            batch,
+            counts=sharding.gather_rows(batch.counts),
+            floor=None if batch.floor is None else sharding.gather_rows(batch.floor),
+        )
+        for batch in batches
+    ]
+
+
 def get_trial_fn(experiment, solver: Solver, params, batches: Sequence[Judged]) -> Callable[[Mapping], float]:
     """Returns evaluate(hyper) -> the mean score over all examples; compiles once, at its first call.
 
-    Every trial sees the same examples, masks and noise: keys depend on config.seed and the examples alone.
+    Every trial sees the same examples, masks and noise: keys depend on config.seed and the examples alone. `batches`
+    come from `count_together`.
     """
     mesh = experiment.mesh
     run = sharding.data_parallel_solve(solver.solve, mesh)
@@ -163,9 +176,9 @@ def get_trial_fn(experiment, solver: Solver, params, batches: Sequence[Judged]) 
         values = {name: np.float32(value) for name, value in {**solver.hyper, **hyper}.items()}
         scores = []
         for batch in batches:
-            measurement = sharding.shard_batch(sharding.local_share(batch.measurement), mesh)
-            mean, _ = summarize_samples(sharding.gather(run(key, params, measurement, values)))
-            scores.append(batch.score(mean)[batch.counts])
+            measurement = sharding.shard_batch(batch.measurement, mesh)
+            mean, _ = summarize_samples(sharding.local_rows(run(key, params, measurement, values), axis=1))
+            scores.append(sharding.gather_rows(batch.score(mean))[batch.counts])
         return float(np.mean(np.concatenate(scores), dtype=np.float64))
 
     return evaluate
