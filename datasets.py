@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 from builders.images import unit_range
 from builders.store import config_flags, missing_keys
 from infra.errors import UserError
+from infra.sharding import local_share
 from operators.measurement import EvalExample, Measurement
 from operators.tasks import get_task, simulate
 from operators.transform import get_transform
@@ -323,7 +324,8 @@ def eval_batches(config, split: str, batch_size: int, max_examples: int = 0) -> 
     Args:
       config: uses data, masks and task.
       split: 'validation' or 'test'; 'train' too where there are no references.
-      batch_size: examples per batch; the last batch is filled up with copies of its first example whose id is -1.
+      batch_size: examples per batch, of which each process reads its share; the last batch is filled up with copies of
+        its first example whose id is -1.
       max_examples: 0, or how many examples, evenly spread over the split.
 
     Raises:
@@ -367,21 +369,20 @@ def measurement_batches(config, split: str, batch_size: int, max_examples: int =
     return (_mark_padding(acquisitions.batch(padded), real) for padded, real in chosen)
 
 
-def _spread(total: int, batch_size: int, max_examples: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields (places of a batch, how many of them are no padding) of at most `max_examples` evenly spread examples."""
+def _spread(total: int, batch_size: int, max_examples: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields this process's share of batches of evenly spread examples: places, and which of them are no padding."""
     chosen = np.arange(total)
     if 0 < max_examples < total:
         chosen = np.rint(np.linspace(0, total - 1, max_examples)).astype(int)
     for start in range(0, len(chosen), batch_size):
         indices = chosen[start : start + batch_size]
         padding = np.repeat(indices[:1], batch_size - len(indices))
-        yield np.concatenate([indices, padding]), len(indices)
+        yield local_share((np.concatenate([indices, padding]), np.arange(batch_size) < len(indices)))
 
 
-def _mark_padding(measurement: Measurement, real: int) -> Measurement:
-    """The batch with PADDING_ID as id of all but its first `real` examples."""
-    ids = measurement.example_id
-    ids = np.where(np.arange(len(ids)) < real, ids, PADDING_ID).astype(np.int32)
+def _mark_padding(measurement: Measurement, real: np.ndarray) -> Measurement:
+    """The batch with PADDING_ID as id of all examples that are not `real`."""
+    ids = np.where(real, measurement.example_id, PADDING_ID).astype(np.int32)
     return dataclasses.replace(measurement, example_id=ids)
 
 

@@ -18,18 +18,26 @@ flags.DEFINE_enum("mode", "train", ["train", "eval", "tune", "sample"], "What to
 flags.DEFINE_string(
     "cache", os.path.join(os.path.expanduser("~"), ".cache", "msm-jax"), "Folder of compiled programs; empty: none."
 )
+flags.DEFINE_string("coordinator", "", "Several processes: HOST:PORT of process 0, or auto on a pod or cluster.")
+flags.DEFINE_integer("num_processes", None, "With --coordinator=HOST:PORT: how many processes the run has.")
+flags.DEFINE_integer("process_id", None, "With --coordinator=HOST:PORT: which of them this one is, from 0.")
+flags.DEFINE_float("join_timeout", 300, "Seconds until all processes must have met at the coordinator.")
 flags.DEFINE_bool("debug", False, "Show the traceback of a mistake instead of one line.")
 
 
 def run() -> None:
     import jax
 
+    from infra import processes
+
+    processes.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.join_timeout)
     import run_lib
     from infra import config_check
 
     if FLAGS.cache:
         jax.config.update("jax_compilation_cache_dir", FLAGS.cache)
-    config_check.check(FLAGS.config)
+    with processes.together():
+        config_check.check(FLAGS.config)
     command = " ".join(["python", *sys.argv])
     modes = {
         "train": lambda: run_lib.train(FLAGS.config, FLAGS.workdir),
@@ -38,6 +46,7 @@ def run() -> None:
         "sample": lambda: run_lib.sample(FLAGS.config, FLAGS.workdir, command),
     }
     modes[FLAGS.mode]()
+    processes.wait_for_all()
 
 
 def main(argv: list[str]) -> None:
@@ -48,7 +57,10 @@ def main(argv: list[str]) -> None:
     except UserError as error:
         if FLAGS.debug:
             raise
-        command_line.fail(error)
+        command_line.tell(error)
+        from infra import processes
+
+        processes.leave(2, error.everywhere)
     except Stopped as stopped:
         sys.exit(stopped.status)
 

@@ -18,6 +18,7 @@ from infra import (
     figures,
     generation,
     preemption,
+    processes,
     reconstruction,
     rounds,
     sharding,
@@ -97,12 +98,14 @@ def train(config: ConfigDict, folder: str) -> None:
 
     Raises Stopped after SIGTERM or SIGINT, within a step and with that step saved.
     """
-    data = datasets.get_train_iterator(config)  # opens acquisitions only; before anything is written
-    _check_noise(config)
-    experiment = build(config)
-    info = datasets.dataset_info(config)
-    order = {"seed": config.seed, "store": {**info["settings"], "examples": info["counts"]["train"]}}
-    with workdir.open_workdir(folder, config, "train", order) as run:
+    with processes.together():
+        data = datasets.get_train_iterator(config)  # opens acquisitions only; before anything is written
+        _check_noise(config)
+        experiment = build(config)
+        info = datasets.dataset_info(config)
+        order = {"seed": config.seed, "store": {**info["settings"], "examples": info["counts"]["train"]}}
+        opened = workdir.open_workdir(folder, config, "train", order)
+    with opened as run:
         writers.setup_logging(run.root, "train")
         with (
             preemption.watch() as notice,
@@ -140,7 +143,7 @@ def _train_loop(experiment: Experiment, run, data, metrics, saved, notice: preem
         logging.info("nothing to do: step %d of %d is reached", start, training.num_steps)
         return
     step_fn = sharding.data_parallel_step(get_step_fn(config, loss_fn, optimizer), mesh)
-    draw_pictures = _get_picture_fn(experiment)
+    draw_pictures = _get_picture_fn(experiment) if jax.process_index() == 0 else None
     key = sharding.replicate(jax.random.key(config.seed), mesh)
     tally = Tally(training.max_skipped, meta)
     with Progress(training.num_steps, start, "train") as progress:
@@ -155,12 +158,10 @@ def _train_loop(experiment: Experiment, run, data, metrics, saved, notice: preem
                 if logged:
                     metrics.write(step, values)
                     progress.update(step, **values)
-            if step % training.sample_every == 0 or last:  # before the step counts as done
+            if draw_pictures and (step % training.sample_every == 0 or last):  # before the step counts as done
                 picture = draw_pictures(state.ema_params)
                 metrics.image(step, "samples", picture)
-                if jax.process_index() == 0:
-                    path = run.path(f"samples/step_{step:07d}.png")
-                    atomic_write_bytes(path, figures.encode_png(picture))
+                atomic_write_bytes(run.path(f"samples/step_{step:07d}.png"), figures.encode_png(picture))
             saved.save(step, state, data, {"step": step, **tally.meta()}, last, stop)
             if stop and not last:
                 saved.wait()
@@ -209,17 +210,20 @@ def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, An
     Writes rounds/*.npz, metrics.csv, summary.json and report.html into `eval.folder` of the workdir; returns the
     summary.
     """
-    info = datasets.dataset_info(config)
-    settings = config.eval
-    measures, absent = get_metrics(config)
-    batches = list(datasets.eval_batches(config, settings.split, settings.batch_size, settings.max_examples))
-    experiment = build(config)
-    task = get_task(config, experiment.transform)
-    experiment = dataclasses.replace(experiment, operator=task.operator)
-    solvers = {name: get_solver(config, experiment, name) for name in settings.solvers}
-    solvers = tuned.apply(settings.tuned, solvers) if settings.tuned else solvers
+    settings, first = config.eval, jax.process_index() == 0
+    with processes.together():
+        info = datasets.dataset_info(config)
+        measures, absent = get_metrics(config)
+        batches = list(datasets.eval_batches(config, settings.split, settings.batch_size, settings.max_examples))
+        experiment = build(config)
+        task = get_task(config, experiment.transform)
+        experiment = dataclasses.replace(experiment, operator=task.operator)
+        solvers = {name: get_solver(config, experiment, name) for name in settings.solvers}
+        solvers = tuned.apply(settings.tuned, solvers) if settings.tuned else solvers
     params, step = _load_params(experiment, folder)
-    with workdir.open_workdir(folder, config, "eval") as run:
+    with processes.together():
+        opened = workdir.open_workdir(folder, config, "eval")
+    with opened as run:
         writers.setup_logging(run.root, "eval")
         runners = {name: sharding.data_parallel_solve(s.solve, experiment.mesh) for name, s in solvers.items()}
         done, compiled = [], {}
@@ -227,16 +231,17 @@ def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, An
         with preemption.watch() as notice, Progress(len(batches), 0, "eval", unit="round") as progress:
             for index, example in enumerate(batches):
                 path = rounds.path_of(run.path(settings.folder), index)
-                arrays = rounds.read(path, stamp)
-                if arrays is None:
+                arrays = rounds.read(path, stamp) if first else None  # the others may not see the folder of process 0
+                if sharding.from_first(np.int32(arrays is None)):
                     arrays = reconstruction.solve_round(experiment, solvers, runners, compiled, params, example)
-                    if jax.process_index() == 0:
+                    if first:
                         rounds.write(path, stamp, arrays)
-                done.append(arrays)
+                if first:
+                    done.append(arrays)
                 progress.update(index + 1)
                 if notice.reached(index) and index + 1 < len(batches):
                     notice.stop(f"round {index + 1} of {len(batches)}")
-        if jax.process_index() != 0:
+        if not first:
             return {}
         rounds.drop_beyond(run.path(settings.folder), len(batches))
         return reconstruction.write_report(config, run, done, solvers, task, info, step, command, measures, absent)
@@ -255,11 +260,14 @@ def sample(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]
     Writes rounds/*.npz (which a second start does not repeat), images.npz, grid.png, summary.json, memorisation.csv
     and report.html into `samples/<sampling.folder>` of the workdir; returns the summary.
     """
-    acquisitions = datasets.open_acquisitions(config, "train")
-    judge = generation.get_judge(config)
-    experiment = build(config)
+    with processes.together():
+        acquisitions = datasets.open_acquisitions(config, "train")
+        judge = generation.get_judge(config)
+        experiment = build(config)
     params, step = _load_params(experiment, folder)
-    with workdir.open_workdir(folder, config, "sample") as run:
+    with processes.together():
+        opened = workdir.open_workdir(folder, config, "sample")
+    with opened as run:
         writers.setup_logging(run.root, "sample")
         where = run.path(f"samples/{config.sampling.folder}")
         planned = generation.draw(experiment, params, acquisitions, where)
@@ -274,27 +282,32 @@ def tune(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]:
     """
     from infra import study  # loads Optuna, which no other mode needs
 
-    settings, info = config.tune, datasets.dataset_info(config, config.eval.acquisition)
+    settings = config.tune
     given, config = config, config.copy_and_resolve_references()
     config.eval.num_samples = settings.num_samples
-    experiment = build(config)
-    experiment = dataclasses.replace(experiment, operator=get_task(config, experiment.transform).operator)
-    solver = get_solver(config, experiment, settings.solver)
-    if config.eval.tuned:
-        solver = tuned.apply(config.eval.tuned, {settings.solver: solver})[settings.solver]
-    objective = tuning.get_objective(config, experiment.operator)
-    search = solver.spread if objective.of_spread else solver.search
-    if not search:
-        raise UserError(
-            f"tune.solver is {settings.solver!r}: it declares no hyper-parameter to search by tune.objective "
-            f"{settings.objective!r}; choose another"
-        )
-    read = datasets.eval_batches if objective.needs_references else datasets.measurement_batches
-    batches = [objective.judge(b) for b in read(config, settings.split, settings.batch_size, settings.max_examples)]
-    if not any(batch.counts.any() for batch in batches):
-        raise UserError(f"split {settings.split!r} of {config.data.dir} has nothing to hide: choose another tune.split")
+    with processes.together():
+        info = datasets.dataset_info(config, config.eval.acquisition)
+        experiment = build(config)
+        experiment = dataclasses.replace(experiment, operator=get_task(config, experiment.transform).operator)
+        solver = get_solver(config, experiment, settings.solver)
+        if config.eval.tuned:
+            solver = tuned.apply(config.eval.tuned, {settings.solver: solver})[settings.solver]
+        objective = tuning.get_objective(config, experiment.operator)
+        search = solver.spread if objective.of_spread else solver.search
+        if not search:
+            raise UserError(
+                f"tune.solver is {settings.solver!r}: it declares no hyper-parameter to search by tune.objective "
+                f"{settings.objective!r}; choose another"
+            )
+        read = datasets.eval_batches if objective.needs_references else datasets.measurement_batches
+        batches = [objective.judge(b) for b in read(config, settings.split, settings.batch_size, settings.max_examples)]
+    batches = study.count_together(batches)
     params, step = _load_params(experiment, folder) if solver.nfe else (None, 0)
-    with workdir.open_workdir(folder, given, "tune") as run:
+    with processes.together():
+        if not any(batch.counts.any() for batch in batches):
+            raise UserError(f"{config.data.dir}, {settings.split!r} has nothing to hide: choose another tune.split")
+        opened = workdir.open_workdir(folder, given, "tune")
+    with opened as run:
         writers.setup_logging(run.root, "tune")
         solve = study.get_solve_fn(experiment, solver, params, batches)
 
@@ -303,6 +316,8 @@ def tune(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]:
 
         if jax.process_index() != 0:
             study.run(None, list(search), evaluate_trial, settings.trials)
+            if objective.of_spread:
+                study.levels_of(solve, list(search), None, 2)
             return {}
         where, name = run.path(settings.folder), study.name_of(config, solver, params, info)
         with study.Study(where / "study.db", name, search, solver.hyper, config.seed, objective.minimise) as trials:

@@ -102,7 +102,7 @@ def noise_floor(measurement: Measurement, hidden: Array) -> jax.Array:
 
 @dataclass(frozen=True)
 class Judged:
-    """A batch of a trial.
+    """A batch of a trial; with several processes, the examples of one.
 
     Attributes:
       measurement: what the solver is given, numpy.

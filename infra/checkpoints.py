@@ -1,8 +1,8 @@
 """Saving and restoring of training state with Orbax: nothing else imports Orbax.
 
-A checkpoint is a folder `<step>` with `state/` (TrainState), `data/` (position in the data, per process) and `meta/`
-(JSON). It has its name only once it is complete: a run killed while writing one leaves the previous one as the newest.
-Once complete it is sealed with the checksums of its files: Orbax itself restores a flipped bit without a word.
+A checkpoint is a folder `<step>` with `state/` (TrainState), `data/` (position in the data) and `meta/` (JSON). It has
+its name only once it is complete: a run killed while writing one leaves the previous one as the newest. Once complete
+it is sealed with the checksums of its files: Orbax itself restores a flipped bit without a word.
 """
 
 import contextlib
@@ -79,7 +79,8 @@ class Checkpoints:
         Args:
           step: number of steps done.
           state: any pytree of arrays; may be donated to the next step as soon as this returns.
-          data_iterator: Grain iterator that has just yielded the batch of `step`.
+          data_iterator: Grain iterator that has just yielded the batch of `step`. Its state is a place in the stream of
+            all processes, equal on each, as that of `datasets.get_train_iterator` is.
           meta: JSON values to store beside the state.
           last: whether training ends here, which makes a kept checkpoint due.
           now: whether the process ends here and the run goes on later, which makes a rolling one due.
@@ -115,8 +116,7 @@ class Checkpoints:
           (state, meta), or None if there is no checkpoint yet.
 
         Raises:
-          UserError: the newest does not fit `template_state` or was written by another number of processes, or all
-            are damaged.
+          UserError: the newest does not fit `template_state`, or all are damaged.
         """
         found = sorted(
             ((step, tier == KEPT, tier) for tier, manager in self._managers.items() for step in manager.all_steps()),
@@ -160,15 +160,14 @@ class Checkpoints:
     def _restore(self, folder: Path, template: Any, data_iterator: Any) -> tuple[Any, dict[str, Any]]:
         with _reading(folder), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             _check_fit(folder / "state", template)
-            _check_process_count(folder / "data")
             restored = checkpointer.restore(
                 folder,
                 args=ocp.args.Composite(
                     state=ocp.args.PyTreeRestore(template, restore_args=_restore_args(template)),
-                    data=grain.checkpoint.CheckpointRestore(data_iterator),
                     meta=ocp.args.JsonRestore(),
                 ),
             )
+            _restore_position(folder / "data", data_iterator)
         return restored.state, restored.meta
 
     def _set_aside(self, folders: list[Path]) -> None:
@@ -266,7 +265,7 @@ def _reading(folder: Path) -> Iterator[None]:
         raise _Damaged(damage)
     try:
         yield
-    except UserError:
+    except (UserError, _Damaged):
         raise
     except Exception as error:
         raise _Damaged(_one_line(error)) from error
@@ -347,14 +346,13 @@ def _check_fit(state: Path, template: Any, partial: bool = False) -> None:
         )
 
 
-def _check_process_count(folder: Path) -> None:
-    """Raises UserError if the data positions in `folder` were written by another number of processes than now run."""
-    counts = {path.stem.rpartition("-of-")[2] for path in folder.glob("process_*-of-*.json")}
-    if counts and counts != {str(jax.process_count())}:
-        raise UserError(
-            f"checkpoint {folder.parent} was written by {'/'.join(sorted(counts))} process(es), this run has "
-            f"{jax.process_count()}: the data position is kept per process, so resume with the same number"
-        )
+def _restore_position(folder: Path, data_iterator: Any) -> None:
+    """Moves the iterator to where it stood: Grain wrote a file for each process, and that of process 0 serves all."""
+    path = next(folder.glob("process_0-of-*.json"), None)
+    if path is None:
+        raise _Damaged(f"{folder.name}/process_0-of-*.json is missing")
+    data_iterator.set_state(json.loads(path.read_text()))
+    data_iterator.start_prefetch()
 
 
 def _restore_args(template: Any) -> Any:

@@ -59,7 +59,12 @@ def _mistake(error: BaseException | None, argv: list[str]) -> str:
     return text
 
 
-def fail(problem: object) -> NoReturn:
-    """Prints one line for each line of `problem` to standard error and ends the program with status 2."""
+def tell(problem: object) -> None:
+    """Prints one line for each line of `problem` to standard error."""
     print("\n".join(f"error: {line}" for line in str(problem).splitlines()), file=sys.stderr)
+
+
+def fail(problem: object) -> NoReturn:
+    """Tells a problem and ends the program with status 2."""
+    tell(problem)
     sys.exit(2)

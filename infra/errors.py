@@ -6,7 +6,12 @@ class UserError(ValueError):
 
     The message is one line that says what is wrong, where, and how to mend it. `main.py` prints it without a
     traceback and exits with status 2; every exception but this and Stopped is a bug of ours and keeps its traceback.
+
+    Attributes:
+      everywhere: whether every process of the run raises it, or one for the same reason, at the same point.
     """
+
+    everywhere = False
 
 
 class Stopped(Exception):

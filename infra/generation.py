@@ -148,11 +148,11 @@ def draw(experiment, params, acquisitions, folder: Path) -> list[Round]:
         for count, index in enumerate(missing, start=1):
             this = planned[index]
             ids = np.arange(this.start, this.start + size)  # the last round is drawn whole, and cut
-            batch = acquisitions.batch(ids % len(acquisitions))
-            coils = batch.example_id
-            batch = batch.replace(example_id=ids.astype(np.int32))
-            batch = sharding.shard_batch(sharding.local_share(batch), experiment.mesh)
-            images = sharding.gather(runner(key, params, batch, {}))[0]
+            mine = sharding.local_share(ids)
+            batch = acquisitions.batch(mine % len(acquisitions)).replace(example_id=mine.astype(np.int32))
+            images = runner(key, params, sharding.shard_batch(batch, experiment.mesh), {})
+            images = sharding.gather_rows(sharding.local_rows(images, axis=1)[0])
+            coils = acquisitions.ids[ids % len(acquisitions)]
             arrays = {"images": images, "example_id": ids.astype(np.int32), "acquisition_id": coils}
             if first:
                 kept = {name: value[: this.stop - this.start] for name, value in arrays.items()}
@@ -257,30 +257,35 @@ def _distances(judge: Judge, drawn: np.ndarray, batch: int) -> dict[str, Any]:
 def _check_copies(experiment, acquisitions, judge: Judge, start: np.ndarray) -> tuple[list[dict], np.ndarray | None]:
     """Distances of drawn and held-out images to every training acquisition: rows, and pictures of the nearest pairs.
 
-    All processes and devices share the acquisitions; only process 0 needs to have the images.
+    All processes and devices share the acquisitions; only process 0 needs to have the images, reads those held out, and
+    gets the pictures.
     """
-    config, transform = experiment.config, experiment.transform
-    limit = min(config.sampling.check_images, config.sampling.num_images)
+    config, transform, size = experiment.config, experiment.transform, experiment.config.data.image_size
+    first, limit = jax.process_index() == 0, min(config.sampling.check_images, config.sampling.num_images)
     if not limit:
         return [], None
-    shape = transform.image_shape((limit, *acquisitions[0]["y"].shape))
-    drawn = start[:limit].astype(transform.dtype) if len(start) else np.zeros(shape, transform.dtype)
-    drawn = sharding.from_first(drawn)
-    held_out, places = None, np.zeros(0, int)
+    places = np.zeros(0, int)
     if judge.held_out is not None:
         count = min(config.sampling.check_images, len(judge.held_out))
         places = np.unique(np.rint(np.linspace(0, len(judge.held_out) - 1, count)).astype(int))
-        held_out = judge.held_out.batch(places)
-    images = drawn if held_out is None else np.concatenate([drawn, held_out])
+    measured = (size, size, 3) if config.data.num_coils == 0 else (1, size, size)
+    images = np.zeros(transform.image_shape((limit + len(places), *measured)), transform.dtype)
+    if first:
+        images[:limit] = start[:limit]
+        if judge.held_out is not None:
+            images[limit:] = judge.held_out.batch(places)
+    images = sharding.from_first(images)
     values, names = _nearest(experiment, acquisitions, images)
-    usual = float(np.median(values[limit:, 0])) if held_out is not None else float("nan")
+    usual = float(np.median(values[limit:, 0])) if len(places) else float("nan")
     rows = memorisation.rows_of("drawn", np.arange(limit), values[:limit], names[:limit], usual)
     if judge.held_out is not None:
         rows += memorisation.rows_of("held-out", judge.held_out.ids[places], values[limit:], names[limit:], usual)
+    if not first:
+        return rows, None
     shown = np.argsort(values[:limit, 0])[:SHOWN_PAIRS]
     nearest = acquisitions.batch(np.searchsorted(acquisitions.ids, names[shown, 0]))
     zero_filled = np.asarray(transform.adjoint(np.where(nearest.mask, nearest.y, 0), nearest.maps))
-    return rows, np.stack([np.asarray(drawn)[shown], zero_filled])
+    return rows, np.stack([images[shown], zero_filled])
 
 
 def _nearest(experiment, acquisitions, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -298,11 +303,11 @@ def _nearest(experiment, acquisitions, images: np.ndarray) -> tuple[np.ndarray, 
     with Progress(-(-total // size), 0, "compare", unit="batch") as progress:
         for count, start in enumerate(range(0, total, size), start=1):
             places = np.arange(start, start + size)
-            batch = acquisitions.batch(places % total)
-            ids = np.where(places < total, batch.example_id, datasets.PADDING_ID).astype(np.int32)
-            share_of_mine = sharding.local_share(replace(batch, example_id=ids))
-            found = sharding.gather(runner(key, images, sharding.shard_batch(share_of_mine, mesh), {}))
-            best = memorisation.nearest_two(best, found, ids)
+            ids = np.where(places < total, acquisitions.ids[places % total], datasets.PADDING_ID).astype(np.int32)
+            mine, named = sharding.local_share((places % total, ids))
+            batch = sharding.shard_batch(replace(acquisitions.batch(mine), example_id=named), mesh)
+            found = sharding.local_rows(runner(key, images, batch, {}), axis=1)
+            best = memorisation.nearest_two(best, sharding.gather_rows(found.T).T, ids)
             progress.update(count)
     assert best is not None  # a store without acquisitions cannot be opened
     return best

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 
+import jax
 from tqdm import tqdm
 
 PLAIN_INTERVAL_S = 30.0
@@ -24,7 +25,7 @@ class Progress:
       start: number of steps done before (after a resume), so that the first step of this run is start + 1.
       label: what the loop does, e.g. "train".
       unit: what is counted.
-      bar: whether to draw a bar; None: only if standard error is a terminal.
+      bar: whether to draw a bar; None: only if standard error is a terminal, and on process 0.
       clock: seconds, monotonic.
     """
 
@@ -40,7 +41,7 @@ class Progress:
         self._total, self._label, self._unit, self._clock = total, label, unit, clock
         self._first: tuple[int, float] | None = None
         self._last_line = clock()
-        draw = sys.stderr.isatty() if bar is None else bar
+        draw = sys.stderr.isatty() and jax.process_index() == 0 if bar is None else bar
         self._bar = tqdm(total=total, initial=start, desc=label, unit=unit, dynamic_ncols=True) if draw else None
 
     def __enter__(self) -> "Progress":

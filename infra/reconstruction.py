@@ -27,10 +27,13 @@ def stamp_of(config: ConfigDict, solvers: dict[str, Solver], params, info: dict[
 
 
 def solve_round(experiment, solvers: dict[str, Solver], runners, compiled, params, example) -> dict[str, np.ndarray]:
-    """Runs every solver on one batch. The first call fills `compiled`, so that seconds hold no compilation."""
+    """Runs every solver on one batch, of which `example` is this process's share; returns the round of the whole batch.
+
+    The first call fills `compiled`, so that seconds hold no compilation.
+    """
     key = sharding.replicate(jax.random.key(experiment.config.seed), experiment.mesh)
-    measurement = sharding.shard_batch(sharding.local_share(example.measurement), experiment.mesh)
-    batch_size = example.measurement.example_id.shape[0]
+    measurement = sharding.shard_batch(example.measurement, experiment.mesh)
+    batch_size = measurement.example_id.shape[0]
     arrays = {
         "example_id": example.measurement.example_id,
         **({} if example.reference is None else {"reference": example.reference}),
@@ -44,17 +47,17 @@ def solve_round(experiment, solvers: dict[str, Solver], runners, compiled, param
         if name not in compiled:
             compiled[name] = runners[name].lower(*arguments).compile()
         begin = time.monotonic()
-        samples = sharding.gather(compiled[name](*arguments))
+        samples = sharding.local_rows(compiled[name](*arguments), axis=1)
         seconds = (time.monotonic() - begin) / batch_size
         mean, std = evaluation.summarize_samples(samples)
         arrays[f"{name}/mean"] = mean
-        arrays[f"{name}/seconds"] = np.full(batch_size, seconds, np.float32)
+        arrays[f"{name}/seconds"] = np.full(len(mean), seconds, np.float32)
         if std is not None:
             arrays[f"{name}/std"], arrays[f"{name}/sample"] = std, samples[0]
         if std is not None and example.reference is not None:
             maps = calibration_maps(samples, example.reference)
             arrays |= {f"{name}/{kind}": values for kind, values in maps.items()}
-    return arrays
+    return {name: sharding.gather_rows(rows) for name, rows in arrays.items()}
 
 
 def write_report(

@@ -8,7 +8,7 @@ import logging
 import sqlite3
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,11 +150,24 @@ def name_of(config, solver: Solver, params: Any, info: Mapping[str, Any]) -> str
     return f"{config.tune.solver} {config.tune.objective} {zlib.crc32(stamp.encode()):08x}"
 
 
+def count_together(batches: Iterable[Judged]) -> list[Judged]:
+    """Returns batches of this process's examples with `counts` and `floor` of the examples of all processes."""
+    return [
+        replace(
+            batch,
+            counts=sharding.gather_rows(batch.counts),
+            floor=None if batch.floor is None else sharding.gather_rows(batch.floor),
+        )
+        for batch in batches
+    ]
+
+
 def get_solve_fn(experiment, solver: Solver, params, batches: Sequence[Judged]) -> Callable[[Mapping], Iterator]:
     """Returns solve(hyper) -> for each batch, it and its samples (K,B,...); compiles once, at its first call.
 
     Every trial sees the same examples, masks and noise: keys depend on config.seed and the examples alone. What only
-    `temperature` sets apart is not solved twice in a row.
+    `temperature` sets apart is not solved twice in a row. `batches` come from `count_together`; samples are of this
+    process's examples.
     """
     mesh = experiment.mesh
     compiled = sharding.data_parallel_solve(solver.solve, mesh)
@@ -163,8 +176,8 @@ def get_solve_fn(experiment, solver: Solver, params, batches: Sequence[Judged]) 
 
     def samples_of(values: Mapping[str, np.float32]) -> Iterator[np.ndarray]:
         for batch in batches:
-            measurement = sharding.shard_batch(sharding.local_share(batch.measurement), mesh)
-            yield sharding.gather(compiled(key, params, measurement, values))
+            measurement = sharding.shard_batch(batch.measurement, mesh)
+            yield sharding.local_rows(compiled(key, params, measurement, values), axis=1)
 
     def solve(hyper: Mapping[str, float]) -> Iterator[tuple[Judged, np.ndarray]]:
         values = {name: np.float32(value) for name, value in {**solver.hyper, **hyper}.items()}
@@ -182,13 +195,29 @@ def get_solve_fn(experiment, solver: Solver, params, batches: Sequence[Judged]) 
 
 
 def score_of(solved: Iterable[tuple[Judged, np.ndarray]]) -> float:
-    """The mean score over all examples that count."""
-    return float(np.mean(np.concatenate([b.score(samples)[b.counts] for b, samples in solved]), dtype=np.float64))
+    """The mean score over all examples of all processes that count."""
+    scores = [sharding.gather_rows(batch.score(samples))[batch.counts] for batch, samples in solved]
+    return float(np.mean(np.concatenate(scores), dtype=np.float64))
 
 
-def levels_of(solved: Iterable[tuple[Judged, np.ndarray]]) -> np.ndarray:
-    """(N,) of all hidden scalars, the level of the smallest interval that holds each."""
-    return np.concatenate([batch.levels(samples) for batch, samples in solved if batch.levels is not None])
+def levels_of(solve: Callable, names: Sequence[str], chosen: Sequence[Mapping] | None, count: int) -> list[np.ndarray]:
+    """For each of `count` settings, of all hidden scalars the level of the smallest interval that holds each, (N,).
+
+    Args:
+      solve: of `get_solve_fn`.
+      names: of the hyper-parameters.
+      chosen: their values, which process 0 knows and tells; None elsewhere.
+    """
+    given = np.zeros((count, len(names))) if chosen is None else np.array([[h[n] for n in names] for h in chosen])
+    together = []
+    for values in np.asarray(sharding.from_first(given.astype(np.float32))):
+        solved = solve(dict(zip(names, values, strict=True)))
+        mine = np.concatenate([batch.levels(samples) for batch, samples in solved if batch.levels is not None])
+        row = np.full((1, sharding.gather_rows(np.array([mine.size])).max()), np.nan)  # processes hide unequally many
+        row[0, : mine.size] = mine
+        whole = sharding.gather_rows(row)
+        together.append(whole[~np.isnan(whole)])
+    return together
 
 
 def run(study: Study | None, names: Sequence[str], evaluate: Callable[[Mapping], float], total: int) -> None:
@@ -243,7 +272,8 @@ def write(
     atomic_write_bytes(folder / "slices.png", figures.tuning_slices(trials, best, settings.objective, search))
     covered = {}
     if objective.of_spread:
-        levels = {name: levels_of(solve(t.hyper)) for name, t in (("defaults", trials[0]), ("tuned", best))}
+        found = levels_of(solve, list(search), [trials[0].hyper, best.hyper], 2)
+        levels: dict[str, np.ndarray] = dict(zip(("defaults", "tuned"), found, strict=True))
         atomic_write_bytes(folder / "reliability.png", figures.reliability_plot(levels))
         covered = {name: dict(zip(COVERAGE_NAMES, coverage(found), strict=True)) for name, found in levels.items()}
     entry = {

@@ -226,13 +226,15 @@ def test_a_state_of_another_shape_is_an_error_and_no_damage(tmp_path):
     assert steps(tmp_path / "checkpoints") == [1, 2]
 
 
-def test_another_number_of_processes_is_an_error_and_no_damage(tmp_path):
+def test_the_position_in_the_data_serves_another_number_of_processes(tmp_path):
     save_steps(tmp_path, 1)
     folder = tmp_path / "checkpoints" / "1"
     (folder / checkpoints.SEAL).unlink()
     (folder / "data" / "process_0-of-1.json").rename(folder / "data" / "process_0-of-2.json")
-    with Checkpoints(tmp_path, 1, 1) as saved, pytest.raises(UserError, match=r"by 2 process\(es\), this run has 1"):
-        saved.restore_latest(make_state(), make_data())
+    data = make_data()
+    with Checkpoints(tmp_path, 1, 1) as saved:
+        saved.restore_latest(make_state(), data)
+    assert data.get_state() == {"next_index": 1}
 
 
 def test_a_full_disk_is_told_and_leaves_the_last_checkpoint(tmp_path):
