@@ -254,8 +254,8 @@ def test_temperature_is_found_without_solving_twice(tiny_store, tmp_path, monkey
         return run_lib.sharding.replicate(init_params(experiment.model, 0, experiment.image_shape), experiment.mesh), 7
 
     monkeypatch.setattr(run_lib, "_load_params", load)
-    gather, solved = run_lib.sharding.gather, []
-    monkeypatch.setattr(run_lib.sharding, "gather", lambda samples: solved.append(1) or gather(samples))
+    local_rows, solved = run_lib.sharding.local_rows, []
+    monkeypatch.setattr(run_lib.sharding, "local_rows", lambda *a, **k: solved.append(1) or local_rows(*a, **k))
     entry = run_lib.tune(config, str(tmp_path))
     assert len(solved) == len(list(datasets.measurement_batches(config, "validation", 8, 16)))
     assert list(entry["search"]) == ["temperature"] and entry["failed"] == 0
