@@ -1,4 +1,4 @@
-"""From raw files to images: `python benchmarks/raw_scans.py [--slices 6] [--samples 4] [--acs 6] [--out FOLDER]`.
+"""From raw files to images: `python benchmarks/raw_scans.py [--slices 6] [--samples 4] [--acs 12] [--out FOLDER]`.
 
 Writes slices of brain2 (`builders/brain.py`), a person that the shipped checkpoint never saw, as a scanner would: 8
 coils with noise of different size, one mask at R = 4, only the sampled lines, arbitrary units; once in every format,
@@ -77,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slices", type=int, default=6)
     parser.add_argument("--samples", type=int, default=4, help="posterior samples per slice")
-    parser.add_argument("--acs", type=int, default=6, help="fully sampled central lines")
+    parser.add_argument("--acs", type=int, default=12, help="fully sampled central lines")
     parser.add_argument("--out", type=Path, help="folder to keep what is made; default: a temporary one")
     args = parser.parse_args()
     head = raw_files.raw_head(SIZE, args.slices, COILS, args.acs)

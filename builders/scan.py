@@ -28,7 +28,6 @@ class Options:
       crop: how a scan gets that size, see `builders.kspace.fit`.
       coils: most coils of an example; scans with more are compressed. 0: as many as the scan has.
       maps: name of the coil map estimator (`operators/coils.py`), for scans whose file holds no maps.
-      maps_crop: its threshold below which a pixel shows no object, and maps are 0; 0 gives maps to every pixel.
       slices: 'START:STOP' of the slices to take, as in Python.
       mask, acceleration, acs_lines, seed: of the one mask that each slice of a fully sampled scan gets; acceleration 1
         keeps it whole. Scans that are undersampled keep the mask they were acquired with.
@@ -38,7 +37,6 @@ class Options:
     crop: str = "resolution"
     coils: int = 0
     maps: str = "espirit"
-    maps_crop: float = 0.0
     slices: str = ":"
     mask: str = "cartesian_random"
     acceleration: float = 4.0
@@ -51,7 +49,6 @@ class Options:
             ("crop", self.crop in CROPS, f"one of {', '.join(CROPS)}"),
             ("coils", self.coils >= 0, "at least 0 (all)"),
             ("maps", self.maps in COIL_MAPS, f"one of {', '.join(COIL_MAPS.names())}"),
-            ("maps_crop", 0 <= self.maps_crop < 1, "at least 0 and below 1"),
             ("slices", _slice_of(self.slices) is not None, "START:STOP, e.g. 2:-5"),
             ("acceleration", self.acceleration >= 1, "at least 1"),
             ("acs_lines", 0 <= self.acs_lines <= self.size, f"from 0 to the {self.size} columns"),
@@ -143,7 +140,7 @@ def prepare_scan(raw: RawVolume, options: Options, first_id: int = 0, keep_full:
         y, kspace = steps.combine_coils(matrix, y), steps.combine_coils(matrix, kspace)
         known = None if known is None else steps.combine_coils(matrix, known)
     done.append(f"maps by {options.maps}" if known is None else "maps of the file")
-    estimate = get_coil_maps(options.maps, crop=options.maps_crop)
+    estimate = get_coil_maps(options.maps)
     maps = np.asarray(estimate(y, masks)) if known is None else steps.unit_maps(known)
     scale = steps.volume_scale(y, maps)
     if not scale > 0:

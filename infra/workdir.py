@@ -124,6 +124,23 @@ def check_checkpoint_config(folder: str | os.PathLike, config: ConfigDict) -> No
         _refuse_differences(folder, before, _flat(config), OF_THE_NETWORK, "checkpoint")
 
 
+def config_of(folder: str | os.PathLike) -> ConfigDict:
+    """Returns the settings in the config.json of a workdir or a folder of pretrained/, absent ones at their defaults.
+
+    Raises UserError if there is none.
+    """
+    path = Path(folder).expanduser() / "config.json"
+    stored = _read_config(path)
+    if stored is None:
+        raise UserError(f"{path} is missing: name the folder of a workdir or of a pretrained checkpoint")
+    config = get_config()
+    with config.unlocked():
+        for name, value in stored.items():
+            section, _, key = name.rpartition(".")
+            (config[section] if section else config)[key] = tuple(value) if isinstance(value, list) else value
+    return config
+
+
 def _usable_folder(workdir: str | os.PathLike) -> Path:
     name = os.fspath(workdir)
     if not name:

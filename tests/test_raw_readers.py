@@ -201,8 +201,20 @@ def test_ismrmrd_lines_noise_and_averages(tmp_path):
     mask = np.isin(np.arange(10), columns)
     np.testing.assert_array_equal(volume.mask[0, 0], mask)
     np.testing.assert_allclose(volume.kspace, np.where(mask, inner, 0), atol=1e-6)
-    np.testing.assert_array_equal(volume.noise, noise)
+    np.testing.assert_allclose(volume.noise, noise / np.sqrt(2), rtol=1e-6)  # as in the mean of two
     assert volume.header == {"vendor": "ACME", "fov_mm": (200, 200, 5)}
+
+
+def test_ismrmrd_noise_has_the_bandwidth_of_the_image(tmp_path):
+    wide, _ = oversampled()
+    noise = random_kspace(3, 20)
+    lines = [(noise, {"flags": 1 << 18, "sample_time_us": 8.0}, {}), *image_lines(wide, range(10), sample_time_us=2.0)]
+    xml = header(24, 10).replace(
+        "<encoding>", "<subjectInformation><patientID>p7</patientID></subjectInformation><encoding>"
+    )
+    volume = read_raw(write_ismrmrd(tmp_path / "scan.h5", lines, xml))
+    np.testing.assert_allclose(volume.noise, 2 * noise, rtol=1e-6)  # the image has four times the bandwidth
+    assert volume.header["patient_id"] == "p7"
 
 
 def test_ismrmrd_centre_of_kspace_comes_from_the_file(tmp_path):

@@ -42,9 +42,6 @@ _CROP = flags.DEFINE_enum(
 )  # fmt: skip
 _COILS = flags.DEFINE_integer("coils", 0, "Compress to so many virtual coils; 0: keep all.")
 _MAPS = flags.DEFINE_enum("maps", "espirit", ["espirit", "walsh", "lowres"], "Estimator of the coil maps.")
-_MAPS_CROP = flags.DEFINE_float(
-    "maps_crop", 0.0, "Maps are 0 where the estimator's measure of signal is below: 0 nowhere, 0.8 as BART's ESPIRiT."
-)
 _SLICES = flags.DEFINE_string("slices", ":", "START:STOP of the slices to take, as in Python, e.g. 0:-5.")
 _MASK = flags.DEFINE_enum(
     "mask", "cartesian_random", ["cartesian_random", "cartesian_equispaced"], "Masks of fully sampled scans."
@@ -68,7 +65,7 @@ def get_source() -> RawScans:
     """What the flags describe."""
     acs_lines = max(4, round(20 * _SIZE.value / 256)) if _ACS.value is None else _ACS.value
     options = Options(
-        size=_SIZE.value, crop=_CROP.value, coils=_COILS.value, maps=_MAPS.value, maps_crop=_MAPS_CROP.value,
+        size=_SIZE.value, crop=_CROP.value, coils=_COILS.value, maps=_MAPS.value,
         slices=_SLICES.value,
         mask=_MASK.value, acceleration=_ACCELERATION.value, acs_lines=acs_lines, seed=_SEED.value,
     )  # fmt: skip

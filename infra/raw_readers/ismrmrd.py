@@ -22,10 +22,11 @@ _ONE_IMAGE = ("kspace_encode_step_2", "contrast", "phase", "repetition", "set")
 def read_ismrmrd(path: Path, group: str = "dataset") -> RawVolume:
     """Reads 2-D Cartesian multi-slice data, averages repeated lines, removes the oversampling of the readout.
 
-    Lines flagged as noise become `noise`. Lines for calibration alone belong to the image unless the header calls the
-    calibration separate or external; lines of a second encoding never do. Slices must have the same lines. Raises
-    UserError for a file of another kind, for 3-D, non-Cartesian or EPI data, and for more than one contrast, phase,
-    repetition or set.
+    Lines flagged as noise become `noise`, with the size that noise has in the lines of the image: it grows with the
+    root of the bandwidth and falls with the root of the number of averages. Lines for calibration alone belong to the
+    image unless the header calls the calibration separate or external; lines of a second encoding never do. Slices must
+    have the same lines. Raises UserError for a file of another kind, for 3-D, non-Cartesian or EPI data, and for more
+    than one contrast, phase, repetition or set.
     """
     with h5py.File(path) as file:
         for name in (f"{group}/xml", f"{group}/data"):
@@ -34,12 +35,13 @@ def read_ismrmrd(path: Path, group: str = "dataset") -> RawVolume:
         header = parse_header(np.asarray(file[f"{group}/xml"]).ravel()[0], path)
         records = np.asarray(file[f"{group}/data"])
     heads, data = records["head"], records["data"]
-    noise = _noise(path, heads, data)
     image = ~_flagged(heads, _NOISE, *_NOT_IMAGE) & (heads["encoding_space_ref"] == 0)
     if header.calibration in ("separate", "external", "other"):
         image &= ~_flagged(heads, _CALIBRATION)
     _check_sequence(path, header, heads[image])
-    kspace, mask = _grid(path, header, heads[image], data[image])
+    kspace, mask, repeats = _grid(path, header, heads[image], data[image])
+    noise = _noise(path, heads, data, heads["sample_time_us"][image][0])
+    noise = None if noise is None else noise / np.sqrt(repeats)
     if (mask.all(0) | ~mask.any(0)).all():
         cropped = crop_readout(kspace, header.rows_without_oversampling(kspace.shape[2]))
         return raw_volume(path, cropped, mask[0], noise, header.facts | header.fov(True))
@@ -61,9 +63,14 @@ def _samples(path: Path, head: np.void, values: np.ndarray) -> np.ndarray:
     return values.view(np.complex64).reshape(coils, count)
 
 
-def _noise(path: Path, heads: np.ndarray, data: np.ndarray) -> np.ndarray | None:
+def _noise(path: Path, heads: np.ndarray, data: np.ndarray, dwell: float) -> np.ndarray | None:
+    """(C,N) complex64 as if sampled with the image's `dwell` time; a time of 0 is not told, and taken as equal."""
     chosen = np.flatnonzero(_flagged(heads, _NOISE))
-    return np.concatenate([_samples(path, heads[i], data[i]) for i in chosen], axis=1) if chosen.size else None
+    if not chosen.size:
+        return None
+    own = heads["sample_time_us"][chosen[0]]
+    factor = np.float32(np.sqrt(own / dwell) if min(own, dwell) > 0 else 1)
+    return factor * np.concatenate([_samples(path, heads[i], data[i]) for i in chosen], axis=1)
 
 
 def _check_sequence(path: Path, header: Header, heads: np.ndarray) -> None:
@@ -80,8 +87,11 @@ def _check_sequence(path: Path, header: Header, heads: np.ndarray) -> None:
             raise UserError(f"{path} has {found.size} values of {name!r}; only one can be read: split the file by it")
 
 
-def _grid(path: Path, header: Header, heads: np.ndarray, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(slices,C,H,W) complex64 means over repeats of a line, and (H,W) bool: what every slice has."""
+def _grid(path: Path, header: Header, heads: np.ndarray, data: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """(slices,C,H,W) complex64 means over repeats of a line, (H,W) bool: what every slice has, and repeats per entry.
+
+    The last is the harmonic mean, by which the mean noise variance of the entries is smaller.
+    """
     height, width = header.encoded[:2]
     slices, place = np.unique(heads["idx"]["slice"], return_inverse=True)
     coils = int(heads["active_channels"][0])
@@ -100,4 +110,4 @@ def _grid(path: Path, header: Header, heads: np.ndarray, data: np.ndarray) -> tu
         count[number, start:stop, column] += 1
     if ((count > 0) != (count[:1] > 0)).any():
         raise UserError(f"{path}: the slices have different lines; split the file into files of one mask each")
-    return total / np.maximum(count, 1)[:, None], count[0] > 0
+    return total / np.maximum(count, 1)[:, None], count[0] > 0, float(1 / np.mean(1 / count[count > 0]))

@@ -21,7 +21,7 @@ class Header:
       centre: index of the line, `kspace_encode_step_1`, through the centre of k-space.
       trajectory: 'cartesian' or another word.
       calibration: 'embedded', 'separate' ... for parallel imaging, or ''.
-      facts: scanner, field strength and protocol, as far as they are there.
+      facts: scanner, field strength, protocol and patient, as far as they are there.
     """
 
     encoded: tuple[int, int, int]
@@ -76,6 +76,7 @@ def parse_header(text: str | bytes, path: Path) -> Header:
         "model": find("acquisitionSystemInformation", "systemModel"),
         "field_T": find("acquisitionSystemInformation", "systemFieldStrength_T"),
         "protocol": find("measurementInformation", "protocolName"),
+        "patient_id": find("subjectInformation", "patientID"),
     }
     return Header(
         encoded=encoded,

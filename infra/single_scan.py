@@ -1,0 +1,99 @@
+"""Reconstruction of one raw scan without a store: preparation, rounds of batches, the report."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+from ml_collections import ConfigDict
+
+import run_lib
+from builders.scan import Options, Scan, prepare_scan
+from infra import checkpoints, config_check, preemption, reconstruction, rounds, sharding, workdir, writers
+from infra.image_files import Volume
+from infra.progress import Progress
+from infra.raw_readers import RawVolume
+from metrics import get_metrics
+from operators.measurement import EvalExample, Measurement
+from operators.tasks import get_task
+from solvers import get_solver
+
+PADDING_ID = -1
+
+
+def batches(scan: Scan, name: str, size: int) -> Iterator[EvalExample]:
+    """Yields the slices in batches of `size`, numbered from 0; the last is filled up with copies whose id is -1."""
+    total = len(scan.y)
+    for start in range(0, total, size):
+        place = np.arange(start, start + size)
+        row = np.where(place < total, place, start)
+        measurement = Measurement(
+            y=scan.y[row],
+            mask=scan.masks[row],
+            maps=scan.maps[row],
+            noise_std=np.full(size, scan.facts["noise_std"], np.float32),
+            example_id=np.where(place < total, place, PADDING_ID).astype(np.int32),
+        )
+        yield EvalExample(measurement, None if scan.images is None else scan.images[row], np.full(size, name))
+
+
+def reconstruct(config: ConfigDict, raw: RawVolume, options: Options, name: str, folder: str, command: str) -> Volume:
+    """Reconstructs every slice with every solver of `eval.solvers`; writes rounds and report into `folder`.
+
+    Args:
+      config: of the checkpoint (`eval.checkpoint`); what belongs to the scan is set here.
+      raw, options: the scan and what preparation does with it.
+      name: of the scan.
+      folder: workdir of the results; a round that is there is not computed again.
+      command: for the report.
+
+    Returns:
+      The volume of the last solver.
+
+    Raises UserError: see `prepare_scan`, `config_check.check`, `workdir.open_workdir`.
+    """
+    config.data.image_size = options.size
+    config.data.num_coils = min(raw.kspace.shape[1], options.coils or raw.kspace.shape[1])
+    config.masks.acs_lines = 0  # p(S) of training is no part of the scan; the sampler takes whole measurements
+    config.task.name = "acquired"
+    config_check.check(config)
+    measures, absent = get_metrics(config)
+    scan = prepare_scan(raw, options)
+    experiment = run_lib.build(config)
+    task = get_task(config, experiment.transform)
+    experiment = dataclasses.replace(experiment, operator=task.operator)
+    solvers = {solver: get_solver(config, experiment, solver) for solver in config.eval.solvers}
+    workdir.check_checkpoint_config(config.eval.checkpoint, config)
+    params, step = checkpoints.load_ema_params(config.eval.checkpoint, experiment.template_params())
+    info = {
+        "settings": {"noise_std": scan.facts["noise_std"]},
+        "acceleration": {"effective": round(1 / scan.facts["kept"], 2)},
+        "notes": [f"{name}: {'; '.join(scan.facts['steps'])}; noise from the {scan.facts['noise_from']}."],
+        "content": hashlib.sha256(scan.y.tobytes() + scan.maps.tobytes()).hexdigest(),
+    }
+    with workdir.open_workdir(folder, config, "reconstruct") as run:
+        writers.setup_logging(run.root, "reconstruct")
+        runners = {n: sharding.data_parallel_solve(s.solve, experiment.mesh) for n, s in solvers.items()}
+        stamp, done, compiled = reconstruction.stamp_of(config, solvers, params, info), [], {}
+        examples = list(batches(scan, name, config.eval.batch_size))
+        with preemption.watch() as notice, Progress(len(examples), 0, "slices", unit="round") as progress:
+            for index, example in enumerate(examples):
+                path = rounds.path_of(run.path(config.eval.folder), index)
+                arrays = rounds.read(path, stamp)
+                if arrays is None:
+                    arrays = reconstruction.solve_round(experiment, solvers, runners, compiled, params, example)
+                    rounds.write(path, stamp, arrays)
+                done.append(arrays)
+                progress.update(index + 1)
+                if notice.reached(index) and index + 1 < len(examples):
+                    notice.stop(f"round {index + 1} of {len(examples)}")
+        rounds.drop_beyond(run.path(config.eval.folder), len(examples))
+        reconstruction.write_report(config, run, done, solvers, task, info, step, command, measures, absent)
+    chosen, scale = config.eval.solvers[-1], scan.facts["scale"]
+    real = np.concatenate([arrays["example_id"] for arrays in done]) != PADDING_ID
+
+    def joined(what: str) -> np.ndarray:
+        return np.concatenate([arrays[f"{chosen}/{what}"] for arrays in done])[real] * np.float32(scale)
+
+    std = joined("std") if f"{chosen}/std" in done[0] else None
+    return Volume(name, joined("mean"), std, scan.facts.get("pixel_mm"), raw.header)
