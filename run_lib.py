@@ -25,7 +25,7 @@ from infra import (
     workdir,
     writers,
 )
-from infra.atomic import atomic_write_bytes
+from infra.atomic import atomic_write_bytes, drop_unfinished
 from infra.errors import UserError
 from infra.progress import Progress
 from infra.tally import Tally
@@ -238,6 +238,7 @@ def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, An
                     notice.stop(f"round {index + 1} of {len(batches)}")
         if jax.process_index() != 0:
             return {}
+        drop_unfinished(run.path(settings.folder))
         rounds.drop_beyond(run.path(settings.folder), len(batches))
         return reconstruction.write_report(config, run, done, solvers, task, info, step, command, measures, absent)
 
@@ -262,6 +263,8 @@ def sample(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]
     with workdir.open_workdir(folder, config, "sample") as run:
         writers.setup_logging(run.root, "sample")
         where = run.path(f"samples/{config.sampling.folder}")
+        if jax.process_index() == 0:
+            drop_unfinished(where)
         planned = generation.draw(experiment, params, acquisitions, where)
         return generation.report(experiment, acquisitions, judge, planned, where, step, command)
 
@@ -295,6 +298,7 @@ def tune(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]:
             study.run(None, list(solver.search), evaluate_trial, settings.trials)
             return {}
         where, name = run.path(settings.folder), study.name_of(config, solver, params, info)
+        drop_unfinished(where)
         with study.Study(
             where / "study.db", name, solver.search, solver.hyper, config.seed, objective.minimise
         ) as trials:
