@@ -26,7 +26,7 @@ from infra import (
     workdir,
     writers,
 )
-from infra.atomic import atomic_write_bytes
+from infra.atomic import atomic_write_bytes, drop_unfinished
 from infra.errors import UserError
 from infra.progress import Progress
 from infra.tally import Tally
@@ -243,6 +243,7 @@ def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, An
                     notice.stop(f"round {index + 1} of {len(batches)}")
         if not first:
             return {}
+        drop_unfinished(run.path(settings.folder))
         rounds.drop_beyond(run.path(settings.folder), len(batches))
         return reconstruction.write_report(config, run, done, solvers, task, info, step, command, measures, absent)
 
@@ -270,6 +271,8 @@ def sample(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]
     with opened as run:
         writers.setup_logging(run.root, "sample")
         where = run.path(f"samples/{config.sampling.folder}")
+        if jax.process_index() == 0:
+            drop_unfinished(where)
         planned = generation.draw(experiment, params, acquisitions, where)
         return generation.report(experiment, acquisitions, judge, planned, where, step, command)
 
@@ -320,6 +323,7 @@ def tune(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]:
                 study.levels_of(solve, list(search), None, 2)
             return {}
         where, name = run.path(settings.folder), study.name_of(config, solver, params, info)
+        drop_unfinished(where)
         with study.Study(where / "study.db", name, search, solver.hyper, config.seed, objective.minimise) as trials:
             study.run(trials, list(search), evaluate_trial, settings.trials)
             facts = {"checkpoint": config.eval.checkpoint or "this workdir", "training step": step, "command": command}

@@ -46,6 +46,12 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
         os.close(folder)
 
 
+def drop_unfinished(folder: str | os.PathLike) -> None:
+    """Deletes what killed processes left half-written below `folder`, in which no other process may be writing."""
+    for path in Path(folder).rglob(".*.tmp-*"):
+        path.unlink(missing_ok=True)
+
+
 def atomic_write_bytes(path: str | os.PathLike, data: bytes) -> None:
     """Replaces the content of `path` by `data`, wholly or not at all."""
     with atomic_file(path) as file:

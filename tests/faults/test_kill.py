@@ -1,55 +1,44 @@
 """Training that is really killed, again and again: it ends with what an uninterrupted run ends with, bit for bit.
 
-MSM_KILLS says how often (4; the promise is kept for any number, `MSM_KILLS=10` takes a minute more).
+Every process runs main.py from its first line; what is imported they share, see tests/processes.py.
 """
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests import tiny_model
 from tests.checkpoint_runs import steps
 from tests.checks import hashes
+from tests.processes import Process
 from tests.small_runs import assert_same_run, quick_compilation, small_config
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-KILLS = int(os.environ.get("MSM_KILLS", "4"))
-NUM_STEPS = 8 * (KILLS + 2)
-ENVIRONMENT = {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-}
+# When SIGKILL comes: soon after a step is recorded, while a checkpoint is written, or at any moment of the start.
+MOMENTS = ("step", "checkpoint", "step", "checkpoint", "start", "checkpoint", "step", "start", "checkpoint", "step")
+NUM_STEPS = 60
 
 
 class Run:
-    """Processes of one training command, started again and again in one workdir."""
+    """One training command and its workdir."""
 
-    def __init__(self, workdir: Path, store: Path, cache: Path):
-        settings = {
-            **{"data.dir": store, "data.image_size": 32, "masks.acs_lines": 4, "model.channel_mult": "(1,)"},
-            **{"training.num_steps": NUM_STEPS, "training.resume_every": 2, "training.checkpoint_every": 10},
-            **{"training.sample_every": NUM_STEPS, "training.picture_solver": "zero_filled"},
-        }
-        self.workdir = workdir
-        self.command = [
-            *(sys.executable, "main.py", "--config=configs/brain64_msm.py:smoke", f"--workdir={workdir}"),
-            *(f"--config.{name}={value}" for name, value in settings.items()),
-            f"--cache={cache}",
-        ]
+    def __init__(self, folder: Path, store: Path, cache: Path):
+        self.folder, self.workdir = folder, folder / "run"
+        self.arguments = tiny_model.command_line(
+            *(self.workdir, store, cache),
+            training__num_steps=NUM_STEPS,
+            training__resume_every=2,
+            training__checkpoint_every=10,
+            training__sample_every=NUM_STEPS,
+            training__picture_solver="zero_filled",
+        )
 
-    def start(self) -> subprocess.Popen:
-        options = {"cwd": ROOT, "env": ENVIRONMENT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        return subprocess.Popen(self.command, text=True, **options)
+    def start(self, name: str = "printed") -> Process:
+        return Process("main.py", self.arguments, self.folder / name, tiny_model.register)
 
     def recorded(self) -> int:
         """The last step that metrics.jsonl tells of, 0 if none."""
@@ -62,81 +51,71 @@ class Run:
         return list(self.workdir.glob("checkpoints*/*.orbax-checkpoint-tmp*"))
 
 
-def wait_until(condition: Callable[[], object], process: subprocess.Popen) -> None:
-    limit = time.monotonic() + 600
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < limit
-        time.sleep(0.001)
-
-
-def finish(process: subprocess.Popen) -> str:
-    output = process.communicate(timeout=900)[0]
-    assert process.returncode == 0, output
-    return output
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("kill_cache")
 
 
 @pytest.fixture(scope="module")
-def straight(tiny_store, tmp_path_factory) -> Run:
-    run = Run(tmp_path_factory.mktemp("kill") / "straight", tiny_store, tmp_path_factory.mktemp("kill_cache"))
-    finish(run.start())
+def straight(tiny_store, tmp_path_factory, cache) -> Run:
+    run = Run(tmp_path_factory.mktemp("straight"), tiny_store, cache)
+    run.start().finish()
     return run
 
 
-def test_a_run_that_is_killed_again_and_again_loses_nothing(straight, tiny_store, tmp_path, tmp_path_factory):
-    run = Run(tmp_path / "run", tiny_store, straight.command[-1].partition("=")[2])
-    rng, writing = np.random.default_rng(0), 0
-    for number in range(KILLS):
-        moment = max(run.recorded(), 8 * number) + int(rng.integers(1, 8))
+def test_a_run_that_is_killed_again_and_again_loses_nothing(straight, tiny_store, cache, tmp_path):
+    run = Run(tmp_path, tiny_store, cache)
+    rng, writing, started = np.random.default_rng(0), 0, 1.0
+    for moment in MOMENTS:
+        before, begin = run.recorded(), time.monotonic()
         process = run.start()
-        try:
-            wait_until(lambda moment=moment: run.recorded() >= moment, process)
-            if number % 2:  # in the midst of a checkpoint
-                wait_until(run.unfinished, process)
+        if moment == "start":
+            time.sleep(rng.uniform(0, started))
+        else:
+            process.until(lambda before=before: run.recorded() > before)
+            started = time.monotonic() - begin
+            far = before + int(rng.integers(1, 6))
+            process.until(lambda far=far: run.recorded() >= far)
+            if moment == "checkpoint":
+                process.until(run.unfinished)
             else:
-                time.sleep(rng.uniform(0, 0.05))
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-        assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+                time.sleep(rng.uniform(0, 0.1))
+        process.kill()
         writing += bool(run.unfinished())
-    assert writing > 0
+    assert writing >= 3, "too few were killed while a checkpoint was written"
     told = stop_by_notice(run)
-    output = finish(run.start())
+    output = run.start().finish()
     assert f"resuming: {NUM_STEPS} steps from step {told}" in output
-    compare(straight, run, tiny_store, tmp_path_factory)
+    compare(straight, run, tiny_store, cache)
 
 
 def stop_by_notice(run: Run) -> int:
     """Starts the run, shows that a second one is refused meanwhile, ends it by SIGTERM; returns the step it saved."""
-    process = run.start()
     begin = run.recorded()
-    wait_until(lambda: run.recorded() > begin, process)
-    process.send_signal(signal.SIGSTOP)  # so that it makes no step while we look
-    try:
-        second = run.start()
-        refusal = second.communicate(timeout=600)[0]
-        assert second.returncode == 2, refusal
-        assert f"another process (pid {process.pid}) runs --mode train in this workdir" in refusal
-        recorded = run.recorded()
-        process.send_signal(signal.SIGTERM)
-    finally:
-        process.send_signal(signal.SIGCONT)
-    output = process.communicate(timeout=600)[0]
-    assert process.returncode == 143, output
-    told = re.search(rf"SIGTERM: stopped after step (\d+) of {NUM_STEPS}, which is saved", output)
-    assert told, output
+    process = run.start()
+    process.until(lambda: run.recorded() > begin)
+    process.signal(signal.SIGSTOP)  # so that it makes no step while we look
+    second = run.start("second")
+    assert second.wait() == 2, second.stderr
+    assert f"another process (pid {process.pid}) runs --mode train in this workdir" in second.stderr
+    recorded = run.recorded()
+    process.signal(signal.SIGTERM)
+    process.signal(signal.SIGCONT)
+    assert process.wait() == 143, process.stderr
+    told = re.search(rf"SIGTERM: stopped after step (\d+) of {NUM_STEPS}, which is saved", process.stderr)
+    assert told, process.stderr
     step = int(told[1])
     assert recorded <= step <= recorded + 2  # the step it was in, and one that may have been recorded meanwhile
     assert max(steps(run.workdir / "checkpoints-meta") + steps(run.workdir / "checkpoints")) == step
     return step
 
 
-def compare(straight: Run, run: Run, store: Path, tmp_path_factory) -> None:
+def compare(straight: Run, run: Run, store: Path, cache: Path) -> None:
     """Same record, same final parameters, average, optimiser state and place in the data, same files."""
+    tiny_model.register()
     config = small_config(store)
-    config.training.num_steps = NUM_STEPS
-    with quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
+    config.update_from_flattened_dict({**tiny_model.SETTINGS, "training.num_steps": NUM_STEPS})
+    with quick_compilation(cache):
         assert_same_run(config, straight.workdir, run.workdir)
     recorded = [json.loads(line)["step"] for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
     assert recorded == list(range(1, NUM_STEPS + 1))
@@ -151,4 +130,3 @@ def compare(straight: Run, run: Run, store: Path, tmp_path_factory) -> None:
                 found.pop("commit_success.txt", None)  # Orbax notes the time in it
             assert contents[0] == contents[1] != {}
     assert steps(run.workdir / "checkpoints") == steps(straight.workdir / "checkpoints")
-    assert not run.unfinished() and not list(run.workdir.glob("checkpoints*/damaged-*"))
