@@ -147,18 +147,19 @@ def record(config_name: str, config: ConfigDict, topology: Topology, hbm: int, t
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Lines of --log as a Markdown table, in their order."""
-    heads = (
+    heads = [
+        "config",
         "program",
         "slice",
         "dtype",
         "remat",
         "per chip",
-        "HBM, GiB",
+        "HBM GiB",
         "TFLOP",
-        "accessed, GiB",
-        "expected, s",
+        "GiB accessed",
+        "s",
         "images/s",
-    )
+    ]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:
         memory = f"{row['peak'] / GIB:.1f} of {row['hbm'] / GIB:.2f}"
@@ -167,7 +168,15 @@ def table(rows: list[dict[str, Any]]) -> str:
             rate = row["batch"] * row["chips"] / row["seconds"]
             flops, accessed = row["flops"] / 1e12, row["bytes_accessed"] / GIB
             values = [f"{flops:.2f}", f"{accessed:.1f}", f"{row['seconds']:.3g}", f"{rate:.3g}"]
-        known = [row["program"], row["slice"], row["dtype"], "yes" if row["remat"] else "no", str(row["batch"]), memory]
+        known = [
+            row["config"],
+            row["program"],
+            row["slice"],
+            row["dtype"],
+            "yes" if row["remat"] else "no",
+            str(row["batch"]),
+            memory,
+        ]
         lines.append("| " + " | ".join([*known, *values]) + " |")
     return "\n".join(lines)
 
