@@ -20,7 +20,9 @@ from infra.errors import UserError
 from registry import nearest
 
 GIB = 2**30
-QUICK = {"exec_time_optimization_effort": -1.0}  # XLA then searches no tilings: a tenth of the time to compile
+QUICK: dict[str, Any] = {
+    "exec_time_optimization_effort": -1.0
+}  # XLA then searches no tilings: a tenth of the time to compile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +136,7 @@ def hbm_bytes(topology: Topology) -> int:
 def compile_program(lowered: jax.stages.Lowered, quick: bool = False) -> Cost | TooLarge:
     """Compiles for the devices that `lowered` is placed on. `quick`: see QUICK."""
     try:
-        compiled = lowered.compile(QUICK if quick else None)
+        compiled = lowered.compile(dict(QUICK) if quick else None)
     except jax.errors.JaxRuntimeError as error:
         return read_refusal(str(error), error)
     cost: Any = compiled.cost_analysis()
@@ -147,7 +149,7 @@ def compile_program(lowered: jax.stages.Lowered, quick: bool = False) -> Cost | 
         aliased=memory.alias_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
-        usage=hlo.usage(compiled.as_text()),
+        usage=hlo.usage(compiled.as_text() or ""),
     )
 
 

@@ -36,6 +36,10 @@ _TRIALS = flags.DEFINE_integer("trials", 6, "With --search: at most so many comp
 _QUICK = flags.DEFINE_bool("quick", False, "Let the compiler search no tilings: a tenth of its time, higher estimates.")
 _LOG = flags.DEFINE_string("log", "", "File that every compilation is appended to, one JSON line each.")
 
+HEADS = (
+    "config", "program", "slice", "dtype", "remat", "per chip", "HBM GiB", "TFLOP", "GiB accessed", "s", "images/s",
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
@@ -147,20 +151,7 @@ def record(config_name: str, config: ConfigDict, topology: Topology, hbm: int, t
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Lines of --log as a Markdown table, in their order."""
-    heads = [
-        "config",
-        "program",
-        "slice",
-        "dtype",
-        "remat",
-        "per chip",
-        "HBM GiB",
-        "TFLOP",
-        "GiB accessed",
-        "s",
-        "images/s",
-    ]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    lines = ["| " + " | ".join(HEADS) + " |", "|---" * len(HEADS) + "|"]
     for row in rows:
         memory = f"{row['peak'] / GIB:.1f} of {row['hbm'] / GIB:.2f}"
         values = ["does not fit", "", "", ""]
@@ -183,11 +174,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main(argv: list[str]) -> None:
     del argv
-    config, name = _CONFIG.value, flags.FLAGS["config"].config_filename
+    config = _CONFIG.value
+    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).name.replace(".py", "")  # with its variants
     config_check.check(config)
     for program in _PROGRAMS.value:
         programs.PROGRAMS[program]  # an unknown one is told before anything is compiled
-    topology = ahead.get_topology(_TOPOLOGY.value)
+    topology = ahead.get_topology(_TOPOLOGY.value or "")
     hbm = ahead.hbm_bytes(topology)
     print(
         f"{topology.name}: {len(topology.devices)} chips ({topology.slice_name}), {gib(hbm)} of HBM each for programs"
@@ -196,7 +188,7 @@ def main(argv: list[str]) -> None:
 
     def trial_of(program: str, batch: int) -> Trial:
         trial = compile_one(program, config, topology, batch, _QUICK.value)
-        rows.append(record(Path(name).stem, config, topology, hbm, trial))
+        rows.append(record(name, config, topology, hbm, trial))
         if _LOG.value:
             with open(_LOG.value, "a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
