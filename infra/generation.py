@@ -27,6 +27,7 @@ from infra.settings import SAMPLER  # what drawn images depend on; the rest of c
 from operators.measurement import Measurement
 from operators.transform import get_transform
 from sampling import get_sampling_fn
+from solvers.registry import SolveFn
 
 GRID_IMAGES = 64
 SHOWN_PAIRS = 8
@@ -122,6 +123,21 @@ def _told(experiment, params, acquisition_count: int) -> tuple:
     )
 
 
+def get_draw_fn(experiment) -> SolveFn:
+    """Returns draw(key, params, measurement, hyper) -> (1,B,...): images numbered by example_id, seen with its coils.
+
+    It has a solver's arguments so that devices share it alike; of the measurement only shapes, ids and maps count.
+    """
+    sampler = get_sampling_fn(experiment.config, experiment.schedule, experiment.transform, experiment.denoise)
+
+    def draw_batch(key, params, measurement: Measurement, hyper):
+        del hyper
+        shape = measurement.maps.shape if measurement.maps is not None else measurement.y.shape
+        return sampler(key, params, measurement.example_id, measurement.maps, shape)[None]
+
+    return draw_batch
+
+
 def draw(experiment, params, acquisitions, folder: Path) -> list[Round]:
     """Draws every round that is not there yet; image n is seen with the coils of training acquisition n modulo theirs.
 
@@ -132,14 +148,7 @@ def draw(experiment, params, acquisitions, folder: Path) -> list[Round]:
     first = jax.process_index() == 0
     missing = np.array([first and found.read() is None for found in planned], np.int32)
     missing = np.flatnonzero(sharding.from_first(missing))  # the others may not see the folder of process 0
-    sampler = get_sampling_fn(config, experiment.schedule, experiment.transform, experiment.denoise)
-
-    def draw_batch(key, params, measurement: Measurement, hyper):
-        del hyper
-        shape = measurement.maps.shape if measurement.maps is not None else measurement.y.shape
-        return sampler(key, params, measurement.example_id, measurement.maps, shape)[None]
-
-    runner = sharding.data_parallel_solve(draw_batch, experiment.mesh)
+    runner = sharding.data_parallel_solve(get_draw_fn(experiment), experiment.mesh)
     key = sharding.replicate(jax.random.key(config.seed), experiment.mesh)
     size = config.sampling.batch_size
     if len(missing) < len(planned):

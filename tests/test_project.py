@@ -56,7 +56,7 @@ def imported_packages(files: list[Path]) -> set[str]:
     return names - local - set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "requirements-tpu.txt"])
 def test_every_dependency_has_bounds_and_a_reason(name):
     for line in (ROOT / name).read_text().splitlines():
         if line[:1] in ("", "#", "-"):

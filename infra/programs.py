@@ -1,0 +1,122 @@
+"""The programs that a run compiles, lowered for given devices and without data: train, solve, sample."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+import run_lib
+from infra import generation, sharding
+from losses import get_loss_fn, get_optimizer, get_step_fn, init_state
+from operators.measurement import Measurement
+from operators.tasks import get_task, simulate
+from registry import Registry
+from solvers import get_solver
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A program, not yet compiled.
+
+    Attributes:
+      lowered: for the devices that it was asked for.
+      calls: network calls, one after the other, that one run of it takes for its whole batch; its backward pass belongs
+        to the call.
+      what: what one run does.
+    """
+
+    lowered: jax.stages.Lowered
+    calls: int
+    what: str
+
+
+PROGRAMS: Registry[Callable[[ConfigDict, list[Any], int], Program]] = Registry("program")
+
+
+def lower(name: str, config: ConfigDict, devices: list[Any], per_device_batch: int) -> Program:
+    """Lowers one of PROGRAMS for `devices`, each with its share of the batch. Raises UserError for an unknown name."""
+    return PROGRAMS[name](config, devices, per_device_batch)
+
+
+@PROGRAMS.register("train")
+def lower_train(config: ConfigDict, devices: list[Any], per_device_batch: int) -> Program:
+    """The step of `run_lib.train`: loss, gradients and their mean over all devices, optimiser, average."""
+    experiment = run_lib.build(config, sharding.get_mesh(devices))
+    optimizer = get_optimizer(config)
+    loss_fn = get_loss_fn(config, experiment.schedule, experiment.transform, experiment.masks, experiment.denoise)
+    state = jax.eval_shape(lambda params: init_state(params, optimizer), experiment.template_params())
+    step = sharding.data_parallel_step(get_step_fn(config, loss_fn, optimizer), experiment.mesh)
+    lowered = step.lower(_replicated(state, experiment), _acquisitions(experiment, per_device_batch), _key(experiment))
+    return Program(lowered, config.optim.accumulate, "a training step")
+
+
+@PROGRAMS.register("solve")
+def lower_solve(config: ConfigDict, devices: list[Any], per_device_batch: int) -> Program:
+    """A round of `run_lib.evaluate` with the solver msm, on the measurements of `config.task`."""
+    experiment = run_lib.build(config, sharding.get_mesh(devices))
+    task = get_task(config, experiment.transform)
+    experiment = dataclasses.replace(experiment, operator=task.operator)
+    solver = get_solver(config, experiment, "msm")
+    measurement = _acquisitions(experiment, per_device_batch)
+    if config.task.name != "acquired":
+        shape = experiment.transform.image_shape(measurement.y.shape)
+        image = jax.ShapeDtypeStruct(shape, experiment.transform.dtype)
+        simulated = jax.eval_shape(
+            lambda image, maps, ids: simulate(task, image, maps, ids, 0, config.task.noise_std),
+            image, measurement.maps, measurement.example_id,
+        )  # fmt: skip
+        measurement = _split(simulated, experiment)
+    solve = sharding.data_parallel_solve(solver.solve, experiment.mesh)
+    lowered = solve.lower(_key(experiment), experiment.template_params(), measurement, dict(solver.hyper))
+    calls = solver.nfe if config.solver.reinject else solver.nfe // config.solver.w
+    return Program(lowered, calls, f"{solver.num_samples} posterior sample(s) of each acquisition")
+
+
+@PROGRAMS.register("sample")
+def lower_sample(config: ConfigDict, devices: list[Any], per_device_batch: int) -> Program:
+    """A round of `run_lib.sample`: unconditional images."""
+    experiment = run_lib.build(config, sharding.get_mesh(devices))
+    draw = sharding.data_parallel_solve(generation.get_draw_fn(experiment), experiment.mesh)
+    measurement = _acquisitions(experiment, per_device_batch)
+    lowered = draw.lower(_key(experiment), experiment.template_params(), measurement, {})
+    sampling = config.sampling
+    calls = len(experiment.schedule.grid(sampling.num_levels)) * (sampling.w if sampling.reinject else 1)
+    return Program(lowered, calls, "images drawn from the prior")
+
+
+def _placed(tree, sharding_of_all: NamedSharding):
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding_of_all), tree)
+
+
+def _replicated(tree, experiment):
+    return _placed(tree, sharding.replicated(experiment.mesh))
+
+
+def _split(tree, experiment):
+    return _placed(tree, NamedSharding(experiment.mesh, P(sharding.AXIS)))
+
+
+def _key(experiment):
+    return _replicated(jax.eval_shape(lambda: jax.random.key(0)), experiment)
+
+
+def _acquisitions(experiment, per_device_batch: int) -> Measurement:
+    """Shapes and placement of a batch of stored acquisitions, as datasets.py reads them."""
+    config, count = experiment.config, per_device_batch * experiment.mesh.size
+    size, coils = config.data.image_size, config.data.num_coils
+    shape = (count, coils, size, size) if coils else (count, size, size, experiment.transform.channels)
+    mask = jax.eval_shape(experiment.masks.sample, jax.random.key(0))
+    y = jax.ShapeDtypeStruct(shape, experiment.transform.dtype)
+    measurement = Measurement(
+        y=y,
+        mask=jax.ShapeDtypeStruct((count, *mask.shape), mask.dtype),
+        maps=y if coils else None,
+        noise_std=jax.ShapeDtypeStruct((count,), jnp.float32),
+        example_id=jax.ShapeDtypeStruct((count,), jnp.int32),
+    )
+    return _split(measurement, experiment)

@@ -1,0 +1,215 @@
+"""Plans a run on a TPU pod without one: compiles the real programs for the chips and prints what the compiler says.
+
+  python tools/tpu_plan.py --config=configs/fastmri256_msm_r4.py --topology=v5e:4x4 --per_device_batch=4
+  python tools/tpu_plan.py --config=configs/ffhq128_msm_p04.py --topology=v5p:2x2x4 --per_device_batch=8 --search \
+      --programs=train --config.model.dtype=bfloat16 --log=plans.jsonl
+
+Needs libtpu (pip install -r requirements-tpu.txt), no TPU and no data. A full-size program takes minutes to compile and
+a few GB of memory; --quick takes a small part of it, see docs/pods.md.
+"""
+
+import dataclasses
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ["JAX_PLATFORMS"] = "cpu"  # the TPUs are described, not used
+
+from infra import ahead, command_line, config_check, programs
+from infra.ahead import GIB, Cost, TooLarge, Topology
+from infra.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py or configs/NAME.py:VARIANT.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "Kind and shape of the slice: v5e:4x4, v4:2x2x4, v5p:2x2x4, ...")
+_BATCH = flags.DEFINE_integer("per_device_batch", 1, "Examples per chip and step.", lower_bound=1)
+_PROGRAMS = flags.DEFINE_list("programs", ["train", "solve"], "What to compile: train, solve, sample.")
+_SEARCH = flags.DEFINE_bool("search", False, "Look for the largest batch per chip that fits, by further compilations.")
+_TRIALS = flags.DEFINE_integer("trials", 6, "With --search: at most so many compilations per program.", lower_bound=2)
+_QUICK = flags.DEFINE_bool("quick", False, "Let the compiler search no tilings: a tenth of its time, higher estimates.")
+_LOG = flags.DEFINE_string("log", "", "File that every compilation is appended to, one JSON line each.")
+
+HEADS = (
+    "config", "program", "slice", "dtype", "remat", "per chip", "HBM GiB", "TFLOP", "GiB accessed", "s", "images/s",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One compilation: of which program, for how many examples per chip, what came out, and what it took here."""
+
+    program: str
+    calls: int
+    batch: int
+    found: Cost | TooLarge
+    quick: bool
+    seconds: float
+
+    @property
+    def peak(self) -> int:
+        return self.found.peak
+
+    @property
+    def fits(self) -> bool:
+        return isinstance(self.found, Cost)
+
+
+def compile_one(name: str, config: ConfigDict, topology: Topology, batch: int, quick: bool) -> Trial:
+    """Lowers and compiles one program for `batch` examples per chip."""
+    config = config.copy_and_resolve_references()
+    config.training.batch_size = batch * len(topology.devices)
+    if batch % config.optim.accumulate:
+        raise UserError(
+            f"--per_device_batch is {batch}: it must be a multiple of optim.accumulate {config.optim.accumulate}"
+        )
+    begin = time.monotonic()
+    program = programs.lower(name, config, topology.devices, batch)
+    found = ahead.compile_program(program.lowered, quick)
+    return Trial(name, program.calls, batch, found, quick, time.monotonic() - begin)
+
+
+def describe(trial: Trial, topology: Topology, hbm: int) -> str:
+    """The report of one compilation, several lines."""
+    chips = len(topology.devices)
+    head = f"{trial.program}: {trial.batch} per chip, {trial.batch * chips} in all"
+    took = f"  compiled in    {trial.seconds:,.0f} s{' (--quick)' if trial.quick else ''}"
+    if isinstance(trial.found, TooLarge):
+        return "\n".join(
+            [f"{head}: does not fit", f"  HBM            {gib(trial.peak)} needed, {gib(hbm)} per chip", took]
+        )
+    cost = trial.found
+    calls = f" (one of {trial.calls} network calls one after the other)" if trial.calls > 1 else ""
+    lines = [
+        head,
+        f"  FLOPs          {cost.flops / 1e12:,.3f} T per chip{calls}",
+        f"  bytes accessed {gib(cost.bytes_accessed)} per chip{calls}",
+        f"  HBM            {gib(cost.peak)} of {gib(hbm)} per chip: {gib(cost.arguments)} arguments, "
+        f"{gib(cost.temporary)} temporary, {gib(cost.outputs - cost.aliased)} results, {gib(cost.code)} code",
+        f"  collectives    {collectives(cost)}",
+        f"  XLA expects    {seconds(cost, topology):,.3f} s ({cost.usage.cycles:,} cycles at "
+        f"{topology.chip.clock / 1e9:g} GHz, without communication), {utilisation(trial, topology):.0%} of the peak",
+        took,
+    ]
+    if cost.usage.unread_loops:
+        lines.append(f"  note           {cost.usage.unread_loops} loops of unknown length count once in XLA's estimate")
+    return "\n".join(lines)
+
+
+def gib(count: float) -> str:
+    return f"{count / GIB:,.2f} GiB"
+
+
+def collectives(cost: Cost) -> str:
+    """'all-reduce 1 x (0.39 GiB)', or 'none'."""
+    kinds = cost.usage.collectives
+    return ", ".join(f"{kind} {t.count} x ({gib(t.bytes)})" for kind, t in kinds.items()) or "none"
+
+
+def seconds(cost: Cost, topology: Topology) -> float:
+    """What XLA's cost model expects of a run of the program."""
+    return cost.usage.cycles / topology.chip.clock
+
+
+def utilisation(trial: Trial, topology: Topology) -> float:
+    """FLOPs of all network calls over what the chip's matrix units could do in the expected time."""
+    assert isinstance(trial.found, Cost)
+    return trial.calls * trial.found.flops / (seconds(trial.found, topology) * topology.chip.peak)
+
+
+def record(config_name: str, config: ConfigDict, topology: Topology, hbm: int, trial: Trial) -> dict[str, Any]:
+    """One line of --log."""
+    cost = trial.found
+    row = {
+        "config": config_name,
+        "topology": topology.name,
+        "slice": topology.slice_name,
+        "chips": len(topology.devices),
+        "program": trial.program,
+        "dtype": config.model.dtype,
+        "remat": config.model.remat,
+        "batch": trial.batch,
+        "quick": trial.quick,
+        "fits": trial.fits,
+        "peak": trial.peak,
+        "hbm": hbm,
+        "compile_seconds": round(trial.seconds),
+        "host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    if isinstance(cost, Cost):
+        row |= {"flops": cost.flops, "bytes_accessed": cost.bytes_accessed, "calls": trial.calls}
+        row |= {"seconds": seconds(cost, topology), "utilisation": utilisation(trial, topology)}
+        row["collectives"] = {kind: dataclasses.asdict(t) for kind, t in cost.usage.collectives.items()}
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Lines of --log as a Markdown table, in their order."""
+    lines = ["| " + " | ".join(HEADS) + " |", "|---" * len(HEADS) + "|"]
+    for row in rows:
+        memory = f"{row['peak'] / GIB:.1f} of {row['hbm'] / GIB:.2f}"
+        values = ["does not fit", "", "", ""]
+        if row["fits"]:
+            rate = row["batch"] * row["chips"] / row["seconds"]
+            flops, accessed = row["flops"] / 1e12, row["bytes_accessed"] / GIB
+            values = [f"{flops:.2f}", f"{accessed:.1f}", f"{row['seconds']:.3g}", f"{rate:.3g}"]
+        known = [
+            row["config"],
+            row["program"],
+            row["slice"],
+            row["dtype"],
+            "yes" if row["remat"] else "no",
+            str(row["batch"]),
+            memory,
+        ]
+        lines.append("| " + " | ".join([*known, *values]) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    config = _CONFIG.value
+    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).name.replace(".py", "")  # with its variants
+    config_check.check(config)
+    for program in _PROGRAMS.value:
+        programs.PROGRAMS[program]  # an unknown one is told before anything is compiled
+    topology = ahead.get_topology(_TOPOLOGY.value or "")
+    hbm = ahead.hbm_bytes(topology)
+    print(
+        f"{topology.name}: {len(topology.devices)} chips ({topology.slice_name}), {gib(hbm)} of HBM each for programs"
+    )
+    rows = []
+
+    def trial_of(program: str, batch: int) -> Trial:
+        trial = compile_one(program, config, topology, batch, _QUICK.value)
+        rows.append(record(name, config, topology, hbm, trial))
+        if _LOG.value:
+            with open(_LOG.value, "a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+        print(describe(trial, topology, hbm), flush=True)
+        return trial
+
+    for program in _PROGRAMS.value:
+        if not _SEARCH.value:
+            trial_of(program, _BATCH.value)
+            continue
+
+        def peak(batch: int, program=program) -> tuple[int, bool]:
+            trial = trial_of(program, batch)
+            return trial.peak, trial.fits
+
+        fits, fails = ahead.largest_batch(peak, _BATCH.value, hbm, _TRIALS.value)
+        beyond = f"{fails} does not" if fails else "no larger one was tried"
+        print(f"{program}: the largest batch per chip seen to fit is {fits}; {beyond}")
+    print("\n" + table(rows))
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "topology"])
+    command_line.start(main)
