@@ -96,6 +96,7 @@ SETTINGS: dict[str, Rule] = {
     "solver.damping": number(0),
     "solver.gamma": number(0),
     **{f"baselines.{name}": number(0) for name in ("ridge", "wavelet", "tv")},
+    "baselines.fbp_window": name(registered("operators.ct", "WINDOWS")),
     # evaluation
     "task.name": name(registered("operators.tasks", "TASKS")),
     "task.seed": integer(0, 2**32 - 1),
@@ -108,6 +109,7 @@ SETTINGS: dict[str, Rule] = {
     "task.sigma": number(above=0),
     "task.length": number(above=0),
     "task.angle": number(),
+    "task.views": integer(1),
     "eval.split": choice("train", "validation", "test"),
     "eval.acquisition": choice("undersampled", "full"),
     "eval.solvers": several(SOLVER, at_least=1),

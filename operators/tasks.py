@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from operators.acquisition import Acquisition
+from operators.ct import ParallelBeam
 from operators.masks import MASKS
 from operators.measurement import Array, Measurement
 from operators.operator import Operator
@@ -126,3 +127,10 @@ def get_colorization(config, transform: Transform) -> Task:
     """Colours from a grey image."""
     del config, transform
     return Task(Grey())
+
+
+@TASKS.register("sparse_ct")
+def get_sparse_ct(config, transform: Transform) -> Task:
+    """Sparse-view CT: `task.views` parallel-beam projections, evenly spread over 180 degrees."""
+    del transform
+    return Task(ParallelBeam(config.task.views, config.solver.cg_steps), settings=("views",))
