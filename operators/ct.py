@@ -52,8 +52,8 @@ def size_of(bins: int) -> int:
 
 def _places(size: int) -> tuple[np.ndarray, np.ndarray]:
     """Distances (n^2,) float32 of the rows and of the columns of all pixels from the middle."""
-    rows, columns = np.divmod(np.arange(size * size), size)
-    return tuple((index - (size - 1) / 2).astype(np.float32) for index in (rows, columns))
+    place = (np.arange(size) - (size - 1) / 2).astype(np.float32)
+    return np.repeat(place, size), np.tile(place, size)
 
 
 def _shadow_below(distance, wide, narrow, xp):
