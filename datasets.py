@@ -6,7 +6,7 @@ calls. A store is checked against its manifest and the config before any record 
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from builders.images import unit_range
 from infra.errors import UserError
 from operators.measurement import EvalExample, Measurement
-from operators.tasks import get_task, simulate
+from operators.tasks import get_measure_fn
 from operators.transform import get_transform
 
 PADDING_ID = -1
@@ -343,14 +343,14 @@ def eval_batches(config, split: str, batch_size: int, max_examples: int = 0) -> 
         raise UserError(
             f"{config.data.dir}: ids of acquisitions and references of split {split!r} differ; make it again"
         )
-    simulated = _get_task_fn(config)
+    simulated = get_measure_fn(config, get_transform(config))
 
     def batches() -> Iterator[EvalExample]:
         for padded, real in _spread(len(acquisitions), batch_size, max_examples):
             measurement = acquisitions.batch(padded)
             images = references.batch(padded)
-            measurement = measurement if simulated is None else simulated(images, measurement)
-            yield EvalExample(_mark_padding(measurement, real), images, references.volumes(padded))
+            measurement, unknown = (measurement, None) if simulated is None else simulated(images, measurement)
+            yield EvalExample(_mark_padding(measurement, real), images, references.volumes(padded), unknown)
 
     return batches()
 
@@ -385,16 +385,3 @@ def _mark_padding(measurement: Measurement, real: int) -> Measurement:
     ids = measurement.example_id
     ids = np.where(np.arange(len(ids)) < real, ids, PADDING_ID).astype(np.int32)
     return dataclasses.replace(measurement, example_id=ids)
-
-
-def _get_task_fn(config) -> Callable[[np.ndarray, Measurement], Measurement] | None:
-    """Returns measure(images, acquired) -> numpy Measurement of the task; None where the acquisitions are the task."""
-    if config.task.name == "acquired":
-        return None
-    task, seed, noise_std = get_task(config, get_transform(config)), config.task.seed, config.task.noise_std
-    run = jax.jit(lambda images, maps, ids: simulate(task, images, maps, ids, seed, noise_std))
-
-    def measure(images, acquired):
-        return jax.tree.map(np.asarray, run(images, acquired.maps, acquired.example_id))
-
-    return measure

@@ -15,6 +15,7 @@ PUBLISHED_MRI = {**PUBLISHED, "w": 3, "consistency": "entries", "gamma": 2.0}
 
 IMAGE_SOLVERS = ("pseudo_inverse", "tikhonov", "l1_wavelet", "tv", "msm")
 CT_SOLVERS = ("fbp", "tikhonov", "l1_wavelet", "tv", "msm")
+MAR_SOLVERS = ("fbp", "li", "tikhonov", "l1_wavelet", "tv", "msm")
 
 
 # Weights of the classical solvers, each the best of a grid on the validation images of photos64, or the validation
@@ -26,7 +27,9 @@ BASELINES = {
     "gaussian_blur": {"ridge": 0.01, "wavelet": 0.002, "tv": 0.002},
     "motion_blur": {"ridge": 0.01, "wavelet": 0.001, "tv": 0.001},
     "colorization": {"ridge": 0.001, "wavelet": 0.002, "tv": 0.001},
-    "sparse_ct": {"ridge": 0.003, "wavelet": 0.001, "tv": 0.001},
+    "sparse_ct": {"ridge": 0.0001, "wavelet": 0.0003, "tv": 0.001},
+    "mar": {"ridge": 0.0001, "wavelet": 0.0003, "tv": 0.001},
+    "sparse_mar": {"ridge": 0.0001, "wavelet": 0.0003, "tv": 0.001},
     "csmri": {"ridge": 0.003, "wavelet": 0.0015, "tv": 0.004},
 }
 
@@ -94,6 +97,20 @@ def sparse_ct(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def mar(config: ConfigDict) -> ConfigDict:
+    """CT without the rays that meet metal, as many views as rows."""
+    config = _image_task(config, "mar", name="mar")
+    config.eval.solvers = MAR_SOLVERS
+    return config
+
+
+def sparse_mar(config: ConfigDict) -> ConfigDict:
+    """CT from 23 views without the rays that meet metal."""
+    config = _image_task(config, "sparse_mar", name="sparse_mar", views=23)
+    config.eval.solvers = MAR_SOLVERS
+    return config
+
+
 def published_images(config: ConfigDict) -> ConfigDict:
     """The solver as published for image inverse problems; 400 network calls per sample."""
     config.solver.update(PUBLISHED_IMAGES)
@@ -115,5 +132,5 @@ IMAGES = {
     "colorization": colorization,
     "published": published_images,
 }  # what a leaf config of images offers
-CT = {"sparse_ct": sparse_ct}  # and one of CT
+CT = {"sparse_ct": sparse_ct, "mar": mar, "sparse_mar": sparse_mar}  # and one of CT
 MRI = {"csmri4": csmri4, "csmri6": csmri6, "published": published_mri}  # and one of MRI

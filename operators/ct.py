@@ -28,7 +28,7 @@ from operators.conjugate_gradient import conjugate_gradient
 from operators.operator import damped_reciprocal, every_copy, per_image
 from registry import Registry
 
-VIEWS_AT_ONCE = 8  # views computed in parallel: memory for so many copies of the weights of one view
+VIEWS_AT_ONCE = 8  # at most so many in parallel: memory for as many copies of the weights of one view
 BINS_OF_A_PIXEL = 3  # a shadow is at most sqrt(2) wide
 MOST_RAYS = 4096  # with up to so many rays (V D) inverses are computed by singular vectors, exactly
 RANK_CUTOFF = 1e-3  # singular values of the scaled operator (largest about 0.9) below it are no part of an inverse
@@ -81,9 +81,10 @@ def _weights(size: int, cosine, sine, xp: Any = jnp):
 
 
 def _blocks(angles: np.ndarray) -> np.ndarray:
-    """(blocks, VIEWS_AT_ONCE, 2) float32 cosines and sines, filled up with copies of the last angle."""
-    angles = np.concatenate([angles, np.repeat(angles[-1:], -len(angles) % VIEWS_AT_ONCE)])
-    return np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32).reshape(-1, VIEWS_AT_ONCE, 2)
+    """(blocks, views of one, 2) float32 cosines and sines, filled up with copies of the last angle."""
+    blocks = math.ceil(len(angles) / VIEWS_AT_ONCE)
+    angles = np.concatenate([angles, np.repeat(angles[-1:], -len(angles) % blocks)])
+    return np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32).reshape(blocks, -1, 2)
 
 
 def project(x: jax.Array, angles: np.ndarray) -> jax.Array:
@@ -94,7 +95,7 @@ def project(x: jax.Array, angles: np.ndarray) -> jax.Array:
       angles: (V,) in radians, known when the program is compiled.
 
     Returns:
-      (B,V,D,K) float32. Memory beside it: VIEWS_AT_ONCE copies of the weights of a view and of the image's size.
+      (B,V,D,K) float32. Memory beside it: that of VIEWS_AT_ONCE images.
     """
     batch, size, _, channels = x.shape
     pixels = jnp.moveaxis(x, 0, 2).reshape(size * size, -1)
@@ -128,13 +129,13 @@ def _sum_over_views(y: jax.Array, angles: np.ndarray, spread: Callable) -> jax.A
     batch, _, bins, channels = y.shape
     size, blocks = size_of(bins), _blocks(angles)
     views = jnp.moveaxis(y, 0, 2).reshape(len(angles), bins, -1)
-    views = jnp.pad(views, ((0, blocks.shape[0] * VIEWS_AT_ONCE - len(angles)), (0, 0), (0, 0)))
+    views = jnp.pad(views, ((0, blocks[..., 0].size - len(angles)), (0, 0), (0, 0)))
 
     def add(total, block):
         return total + jnp.sum(jax.vmap(spread)(*block), axis=0), None
 
     start = jnp.zeros((size * size, views.shape[-1]), y.dtype)
-    total, _ = jax.lax.scan(add, start, (views.reshape(-1, VIEWS_AT_ONCE, *views.shape[1:]), jnp.asarray(blocks)))
+    total, _ = jax.lax.scan(add, start, (views.reshape(*blocks.shape[:2], *views.shape[1:]), jnp.asarray(blocks)))
     return jnp.moveaxis(total.reshape(size, size, batch, channels), 2, 0)
 
 
@@ -277,8 +278,9 @@ class ParallelBeam:
             if not self._is_exact(mask, size):
                 return self._solve(b, mu, mask, self.cg_steps)
             _, values, right = _singular_system(size, self.views)
-            inside = _coefficients(right, b)
-            rest = b - _combine(right, inside, size)
+            inside, rest = _coefficients(right, b), b
+            for _ in range(2):  # the second time removes the rounding of the first, which 1/mu would amplify
+                rest = rest - _combine(right, _coefficients(right, rest), size)
             inside = inside * damped_reciprocal(values[:, None] ** 2, mu[:, None, None])
             return _combine(right, inside, size) + rest * damped_reciprocal(0.0, per_image(mu, b))
 
@@ -295,7 +297,8 @@ class ParallelBeam:
 def _coefficients(vectors: np.ndarray, data: jax.Array) -> jax.Array:
     """(B,r,K) of images or sinograms (B,.,.,K) in the singular vectors (m,r)."""
     flat = data.reshape(data.shape[0], -1, data.shape[3])
-    return jnp.einsum("mr,bmk->brk", vectors, flat, precision="highest")
+    transposed = np.ascontiguousarray(vectors.T)  # else the compiler does it, slowly
+    return jnp.einsum("rm,bmk->brk", transposed, flat, precision="highest")
 
 
 def _combine(right: np.ndarray, coefficients: jax.Array, size: int) -> jax.Array:

@@ -4,8 +4,8 @@ The one-dimensional spectrum of a view is the image's two-dimensional spectrum o
 orthonormal Fourier transform of the image padded with zeros to m x m, T^-1 its adjoint: exact. A view's spectrum stands
 on the grid points nearest to its line, so that a step k = lam M y + (1 - lam M) T x, x = T^-1 k replaces entries (Song
 et al., arXiv 2111.08005, section 3). What it costs is the distance to the grid: views read from it differ from the
-projections of the demo's chests by 4 % with m = 4 D + 1 and by 2 % with 8 D + 1, where `ct.ParallelBeam` is exact; and the
-finer the grid, the fewer of its points are known.
+projections of the demo's chests by 4 % with m = 4 D + 1 and by 2 % with 8 D + 1, where `ct.ParallelBeam` is exact. And
+the finer the grid, the fewer of its points are known.
 """
 
 import functools
