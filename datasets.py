@@ -6,7 +6,7 @@ calls. A store is checked against its manifest and the config before any record 
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from builders.store import config_flags, missing_keys
 from infra.errors import UserError
 from infra.sharding import local_share
 from operators.measurement import EvalExample, Measurement
-from operators.tasks import get_task, simulate
+from operators.tasks import get_measure_fn
 from operators.transform import get_transform
 
 PADDING_ID = -1
@@ -52,7 +52,7 @@ def dataset_info(config, acquisition: str = "") -> dict[str, Any]:
         if manifest["settings"].get(name) != value
     ]
     if differing:
-        mend = f"make another store: {_command(wanted, 0, 'OTHER_FOLDER')} and set data.dir to it"
+        mend = f"make another store: {_command(kind, wanted, 0, 'OTHER_FOLDER')} and set data.dir to it"
         if "prepare_mri" in manifest.get("command", ""):  # what was measured is as it is
             mend = f"for this store, {config_flags(manifest['settings'])}"
         raise UserError(f"{store} was made with {', '.join(differing)}; change the config or {mend}")
@@ -64,7 +64,7 @@ def dataset_info(config, acquisition: str = "") -> dict[str, Any]:
     return manifest
 
 
-_CONTENTS = {"multicoil": "multi-coil k-space", "images": "pictures"}
+_CONTENTS = {"multicoil": "multi-coil k-space", "images": "pictures", "ct": "CT slices"}
 
 
 def _kind(manifest: dict[str, Any]) -> str:
@@ -72,21 +72,21 @@ def _kind(manifest: dict[str, Any]) -> str:
 
 
 def _wanted_kind(config) -> str:
-    return "images" if config.data.num_coils == 0 else "multicoil"
+    return "multicoil" if config.data.num_coils else "ct" if config.transform.name == "grey" else "images"
 
 
 def _wanted_settings(config) -> dict[str, Any]:
     """The part of a store's settings that the config determines."""
     masks = config.masks
     common = {"image_size": config.data.image_size, "mask": masks.name}
-    if _wanted_kind(config) == "images":
+    if config.data.num_coils == 0:
         return common | {"grid": masks.grid, "drop": masks.drop}
     return common | {
         "num_coils": config.data.num_coils, "acceleration": masks.acceleration, "acs_lines": masks.acs_lines
     }  # fmt: skip
 
 
-def _command(settings: dict[str, Any], max_slices: int, folder: str | Path) -> str:
+def _command(kind: str, settings: dict[str, Any], max_slices: int, folder: str | Path) -> str:
     """The command that makes a store of these settings."""
     flags = {"size": settings["image_size"]}
     names = ("num_coils", "mask", "acceleration", "acs_lines", "grid", "drop", "noise_std", "seed")
@@ -95,13 +95,14 @@ def _command(settings: dict[str, Any], max_slices: int, folder: str | Path) -> s
     text = " ".join(f"--{name} {f'{value:g}' if isinstance(value, float) else value}" for name, value in flags.items())
     if "num_coils" in settings:
         return f"python tools/prepare_demo.py {text} --out {folder}"
-    own = "with --folder DIR in place of --photos for pictures of your own"
-    return f"python tools/prepare_images.py --photos {text} --out {folder} ({own})"
+    tool, demo = ("ct", "--lungs") if kind == "ct" else ("images", "--photos")
+    own = f"with --folder DIR in place of {demo} for data of your own"
+    return f"python tools/prepare_{tool}.py {demo} {text} --out {folder} ({own})"
 
 
 def _read_manifest(config) -> dict[str, Any]:
     path = Path(config.data.dir) / "manifest.json"
-    mend = f"make the store: {_command(_wanted_settings(config), 0, config.data.dir)}"
+    mend = f"make the store: {_command(_wanted_kind(config), _wanted_settings(config), 0, config.data.dir)}"
     try:
         manifest = json.loads(path.read_text())
     except FileNotFoundError as error:
@@ -124,7 +125,7 @@ def _check_files(store: Path, manifest: dict[str, Any], part: dict[str, Any]) ->
         if found != size:
             state = "is missing" if found is None else f"has {found} bytes instead of {size}"
             made = f"{manifest['command']} --out {store}" if "command" in manifest else None
-            mend = made or _command(manifest["settings"], manifest.get("max_slices", 0), store)
+            mend = made or _command(_kind(manifest), manifest["settings"], manifest.get("max_slices", 0), store)
             raise UserError(f"{path} {state}; make the store again: {mend}")
 
 
@@ -187,14 +188,14 @@ def _dense_scan(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dense_picture(record: dict[str, Any]) -> dict[str, Any]:
-    """y (H,W,3) and mask (H,W,1) of a record of acquired pixels."""
+    """y (H,W,K) and mask (H,W,1) of a record of acquired pixels."""
     mask = record["mask"]
-    y = np.zeros((*mask.shape, 3), np.float32)
+    y = np.zeros((*mask.shape, record["y"].shape[1]), np.float32)
     y[mask] = unit_range(record["y"])
     return {"y": y, "mask": mask[..., None], "maps": None}
 
 
-_DENSE = {"multicoil": _dense_scan, "images": _dense_picture}
+_DENSE = {"multicoil": _dense_scan, "images": _dense_picture, "ct": _dense_picture}
 
 
 class Acquisitions(_Records):
@@ -202,7 +203,7 @@ class Acquisitions(_Records):
 
     `acquisitions[i]` is one dense example without batch axis, a dict with the fields of `Measurement`: y, zero outside
     the mask; mask bool; maps; noise_std () float32; example_id () int32. Multi-coil k-space: y (C,H,W) complex64, mask
-    (1,1,W) of lines or (1,H,W), maps (C,H,W) complex64. Images: y (H,W,3) float32, mask (H,W,1), maps None.
+    (1,1,W) of lines or (1,H,W), maps (C,H,W) complex64. Images: y (H,W,K) float32, mask (H,W,1), maps None.
     """
 
     def __init__(self, store: Path, part: dict[str, Any], split: str, kind: str):
@@ -284,13 +285,13 @@ def epoch_order(seed: int, num_examples: int, start: int, count: int) -> np.ndar
 
 
 class References(_Records):
-    """The reference images of one split, in the order of their ids: (H,W) complex64, of images (H,W,3) float32."""
+    """The reference images of one split, in the order of their ids: (H,W) complex64, of images (H,W,K) float32."""
 
     def __getitem__(self, index: int) -> np.ndarray:
         return unit_range(super().__getitem__(index)["image"])
 
     def batch(self, indices: Iterable[int]) -> np.ndarray:
-        """Returns the images at these positions, (N,H,W) complex64 or (N,H,W,3) float32."""
+        """Returns the images at these positions, (N,H,W) complex64 or (N,H,W,K) float32."""
         return np.stack([self[int(index)] for index in indices])
 
 
@@ -343,14 +344,14 @@ def eval_batches(config, split: str, batch_size: int, max_examples: int = 0) -> 
         raise UserError(
             f"{config.data.dir}: ids of acquisitions and references of split {split!r} differ; make it again"
         )
-    simulated = _get_task_fn(config)
+    simulated = get_measure_fn(config, get_transform(config))
 
     def batches() -> Iterator[EvalExample]:
         for padded, real in _spread(len(acquisitions), batch_size, max_examples):
             measurement = acquisitions.batch(padded)
             images = references.batch(padded)
-            measurement = measurement if simulated is None else simulated(images, measurement)
-            yield EvalExample(_mark_padding(measurement, real), images, references.volumes(padded))
+            measurement, unknown = (measurement, None) if simulated is None else simulated(images, measurement)
+            yield EvalExample(_mark_padding(measurement, real), images, references.volumes(padded), unknown)
 
     return batches()
 
@@ -384,16 +385,3 @@ def _mark_padding(measurement: Measurement, real: np.ndarray) -> Measurement:
     """The batch with PADDING_ID as id of all examples that are not `real`."""
     ids = np.where(real, measurement.example_id, PADDING_ID).astype(np.int32)
     return dataclasses.replace(measurement, example_id=ids)
-
-
-def _get_task_fn(config) -> Callable[[np.ndarray, Measurement], Measurement] | None:
-    """Returns measure(images, acquired) -> numpy Measurement of the task; None where the acquisitions are the task."""
-    if config.task.name == "acquired":
-        return None
-    task, seed, noise_std = get_task(config, get_transform(config)), config.task.seed, config.task.noise_std
-    run = jax.jit(lambda images, maps, ids: simulate(task, images, maps, ids, seed, noise_std))
-
-    def measure(images, acquired):
-        return jax.tree.map(np.asarray, run(images, acquired.maps, acquired.example_id))
-
-    return measure

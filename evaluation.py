@@ -3,10 +3,10 @@
 Pure numpy; no files. The single measures are in `metrics`. What travels between the functions:
 
   round    plain dict of arrays, the content of one rounds/*.npz: 'example_id' (N,), 'mask' (N,...), where there are
-           references 'reference' (N,...), where slices belong to volumes 'volume' (N,) names, and for every solver
-           '<solver>/mean' (N,...), '<solver>/seconds' (N,), and where it draws samples '<solver>/std' (N,H,W) float32,
-           '<solver>/sample' (N,...), one posterior sample, and with references '<solver>/level' and '<solver>/crps' of
-           `calibration`
+           references 'reference' (N,...), where these do not know all pixels 'unknown' (N,H,W,1) bool, where slices
+           belong to volumes 'volume' (N,) names, and for every solver '<solver>/mean' (N,...), '<solver>/seconds' (N,),
+           and where it draws samples '<solver>/std' (N,H,W) float32, '<solver>/sample' (N,...), one posterior sample,
+           and with references '<solver>/level' and '<solver>/crps' of `calibration`
   row      dict of one slice and one solver: 'example_id', 'volume' if it has one, 'solver', 'seconds', and where there
            are references the metrics, and the POSTERIOR figures where the solver has a std map; or of one volume and
            one solver, see `measure_volumes`
@@ -48,7 +48,8 @@ NO_VOLUMES = "Figures per volume are absent: the data are single images, not sli
 DEFINITIONS = {
     "images compared": (
         "MRI: magnitudes of the complex images. Real images: all channels in [-1, 1]. Of posterior samples, the mean "
-        "is compared, taken of complex values before the magnitude. No result is rescaled, masked or cropped."
+        "is compared, taken of complex values before the magnitude. No result is rescaled, masked or cropped, but for "
+        "pixels under metal implants, which are 0 in both images."
     ),
     **{metric.name: metric.definition for metric in STANDARD},
     "data range": "MRI: the largest reference magnitude of the slice. Real images: 2.",
@@ -140,6 +141,12 @@ def _real_slices(arrays: Mapping[str, np.ndarray]) -> list[int]:
     return [int(index) for index in np.flatnonzero(arrays["example_id"] != PADDING_ID)]
 
 
+def _known(arrays: Mapping[str, np.ndarray], name: str, index: int | list[int]) -> np.ndarray:
+    """Images of a round with 0 where its 'unknown' says that the reference does not know them."""
+    images = arrays[name][index]
+    return np.where(arrays["unknown"][index], 0, images) if "unknown" in arrays else images
+
+
 def measure_round(
     arrays: Mapping[str, np.ndarray],
     data_range: float | np.ndarray | None = None,
@@ -158,12 +165,12 @@ def measure_round(
     rows = []
     ranges = None if data_range is None else np.broadcast_to(data_range, arrays["example_id"].shape)
     for index in _real_slices(arrays):
-        reference = arrays["reference"][index] if "reference" in arrays else None
+        reference = _known(arrays, "reference", index) if "reference" in arrays else None
         where: dict[str, Any] = {"example_id": int(arrays["example_id"][index])}
         if "volume" in arrays and arrays["volume"][index]:
             where["volume"] = str(arrays["volume"][index])
         for solver in solver_names(arrays):
-            mean = arrays[f"{solver}/mean"][index]
+            mean = _known(arrays, f"{solver}/mean", index)
             row = {**where, "solver": solver}
             if reference is not None:
                 peak = natural_range(reference) if ranges is None else float(ranges[index])
@@ -202,10 +209,10 @@ def measure_volumes(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
             slices.setdefault(str(arrays["volume"][index]), []).append(index)
     rows = []
     for volume, indices in slices.items():
-        reference = arrays["reference"][indices]
+        reference = _known(arrays, "reference", indices)
         peak = natural_range(reference)
         for solver in solver_names(arrays):
-            mean = arrays[f"{solver}/mean"][indices]
+            mean = _known(arrays, f"{solver}/mean", indices)
             row: dict[str, Any] = {"volume": volume, "slices": len(indices), "solver": solver}
             ssims = [ssim(one, other, peak) for one, other in zip(reference, mean, strict=True)]
             row |= {"psnr": psnr(reference, mean, peak), "ssim": float(np.mean(ssims)), "nmse": nmse(reference, mean)}

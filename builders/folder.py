@@ -13,12 +13,12 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from builders.images import SPLITS, Picture
+from builders.images import COLOURS, SPLITS, Form, Picture
 from infra.atomic import safe_join
 from infra.errors import UserError
 from infra.progress import Progress
@@ -178,6 +178,8 @@ class Folder:
     `problems`, after `read`: what is wrong with the files that were left out, by path. Raises UserError as
     `find_pictures`, `divide` and `example_ids` do.
     """
+
+    form: ClassVar[Form] = COLOURS
 
     def __init__(self, folder: Path, division: Division):
         if not folder.is_dir():

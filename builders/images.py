@@ -62,16 +62,39 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
+class Form:
+    """What the pictures of a set are: `COLOURS` of 8 bits, or `HOUNSFIELD`, slices of CT volumes.
+
+    Attributes:
+      kind: of their store, in its manifest.
+      channels: K.
+      dtype: of the pixels, see `unit_range`.
+      volumes: whether they are slices of volumes, which have names.
+    """
+
+    kind: str = "images"
+    channels: int = 3
+    dtype: type = np.uint8
+    volumes: bool = False
+
+
+COLOURS, HOUNSFIELD = Form(), Form("ct", 1, np.int16, True)
+
+
+@dataclasses.dataclass(frozen=True)
 class Picture:
-    """One example before it is measured: `pixels` (H,W,3) uint8; `name` says where it comes from."""
+    """One example before it is measured: `pixels` (H,W,K) of its set's form; `name` says where it comes from."""
 
     example_id: int
     name: str
     pixels: np.ndarray
+    volume: str = ""
 
 
 class PictureSet(Protocol):
-    """Where pictures come from: `builders/folder.py`, `builders/photos.py`."""
+    """Where pictures come from: `builders/folder.py`, `builders/photos.py`, `builders/ct.py`."""
+
+    form: ClassVar[Form]
 
     def identity(self) -> dict[str, Any]:
         """JSON values, beside the `Settings`, that two stores must share to be the same."""
@@ -111,12 +134,14 @@ def draw_masks(settings: Settings, example_ids: Sequence[int]) -> np.ndarray:
 
 
 def unit_range(values: np.ndarray) -> np.ndarray:
-    """8-bit values (uint8) as float32 in [-1,1]; float32 comes back as it is."""
+    """8-bit values (uint8) or Hounsfield units / 1000 (int16) as float32 in [-1,1]; float32 comes back as it is."""
+    if values.dtype == np.int16:
+        return values / np.float32(1000)
     return values / np.float32(127.5) - np.float32(1) if values.dtype == np.uint8 else values
 
 
 def acquire(pixels: np.ndarray, mask: np.ndarray, settings: Settings, example_id: int) -> np.ndarray:
-    """The acquired pixels (n,3) of a picture, row by row: float32 in [-1,1] with noise, without any uint8."""
+    """The acquired pixels (n,K) of a picture, row by row: float32 in [-1,1] with noise, without any as they are."""
     acquired = pixels[mask]
     if not settings.noise_std:
         return acquired
@@ -130,6 +155,7 @@ class ImageConfig(tfds.core.BuilderConfig):
 
     settings: Settings = dataclasses.field(default_factory=Settings)
     pictures: Mapping[str, Sequence[Picture]] = dataclasses.field(default_factory=dict, repr=False)  # TFDS logs this
+    form: Form = COLOURS
 
 
 def _tensor(shape: tuple[int | None, ...], dtype, encoding=tfds.features.Encoding.BYTES) -> tfds.features.Tensor:
@@ -151,6 +177,7 @@ class _Images(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _info(self) -> tfds.core.DatasetInfo:
         common = {"example_id": tfds.features.Tensor(shape=(), dtype=np.int32), "name": tfds.features.Text()}
+        common |= {"volume": tfds.features.Text()} if self.builder_config.form.volumes else {}
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"{self.builder_config.description} Masks and noise are simulated.",
@@ -169,11 +196,12 @@ class _Images(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             masks = draw_masks(self.builder_config.settings, [picture.example_id for picture in chunk])
             for picture, mask in zip(chunk, masks, strict=True):
                 common = {"example_id": picture.example_id, "name": picture.name}
+                common |= {"volume": picture.volume} if self.builder_config.form.volumes else {}
                 yield picture.example_id, common | self._record(picture, mask)
 
 
 class ImageAcquisitions(_Images, skip_registration=True):
-    """Acquired pixels `y` (n,3), row by row, their `mask` (H,W) and `noise_std`. No clean image.
+    """Acquired pixels `y` (n,K), row by row, their `mask` (H,W) and `noise_std`. No clean image.
 
     The variant 'full' has every pixel without noise.
     """
@@ -185,9 +213,9 @@ class ImageAcquisitions(_Images, skip_registration=True):
         return dataclasses.replace(config.settings, noise_std=0.0) if config.name == "full" else config.settings
 
     def _features(self) -> dict:
-        settings = self._settings()
+        settings, form = self._settings(), self.builder_config.form
         return {
-            "y": _tensor((None, 3), np.float32 if settings.noise_std else np.uint8),
+            "y": _tensor((None, form.channels), np.float32 if settings.noise_std else form.dtype),
             "mask": _tensor((settings.image_size, settings.image_size), np.bool_, tfds.features.Encoding.ZLIB),
             "noise_std": tfds.features.Tensor(shape=(), dtype=np.float32),
         }
@@ -200,14 +228,14 @@ class ImageAcquisitions(_Images, skip_registration=True):
 
 
 class ImageReferences(_Images, skip_registration=True):
-    """Reference picture `image` (H,W,3) uint8 of each validation and test acquisition."""
+    """Reference picture `image` (H,W,K) of each validation and test acquisition."""
 
     name = "image_references"
     splits: ClassVar[tuple[str, ...]] = ("validation", "test")
 
     def _features(self) -> dict:
-        size = self.builder_config.settings.image_size
-        return {"image": _tensor((size, size, 3), np.uint8)}
+        size, form = self.builder_config.settings.image_size, self.builder_config.form
+        return {"image": _tensor((size, size, form.channels), form.dtype)}
 
     def _record(self, picture: Picture, mask: np.ndarray) -> dict:
         del mask
@@ -233,7 +261,13 @@ class Images:
 
     def get_builders(self, folder: Path) -> dict[str, tfds.core.GeneratorBasedBuilder]:
         def build(cls: type[_Images], place: str, name: str, description: str) -> _Images:
-            config = ImageConfig(name=name, description=description, settings=self.settings, pictures=self._loaded)
+            config = ImageConfig(
+                name=name,
+                description=description,
+                settings=self.settings,
+                pictures=self._loaded,
+                form=self.pictures.form,
+            )
             return cls(data_dir=str(folder / place), config=config, file_format="array_record")
 
         return {
@@ -247,11 +281,11 @@ class Images:
         described = self.pictures.describe()
         flags = " ".join(f"--{name} {value}" for name, value in _flags(settings).items())
         return {
-            "kind": "images",
+            "kind": self.pictures.form.kind,
             "notes": ["Masks and noise are simulated."],
             **described,
             "command": f"{described['command']} {flags}",
-            **_statistics(records["undersampled"], settings),
+            **_statistics(records["undersampled"], settings, self.pictures.form.channels),
         }
 
 
@@ -261,7 +295,7 @@ def _flags(settings: Settings) -> dict[str, str]:
     return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}
 
 
-def _statistics(records: Mapping[str, Sequence], settings: Settings) -> dict[str, Any]:
+def _statistics(records: Mapping[str, Sequence], settings: Settings, channels: int) -> dict[str, Any]:
     """Kept share of pixels, its reciprocal, and sigma_data, from the stored undersampled acquisitions alone."""
     probability = keep_probability(settings)
     kept = {split: np.mean([record["mask"].mean() for record in stored]) for split, stored in records.items()}
@@ -276,6 +310,6 @@ def _statistics(records: Mapping[str, Sequence], settings: Settings) -> dict[str
             "nominal": round(1 / nominal, 4),
             "effective": {split: round(float(1 / k), 4) for split, k in kept.items()},
         },
-        "sigma_data": round(float(np.sqrt(max(0.0, np.mean(power)) / (3 * settings.image_size**2))), 4),
+        "sigma_data": round(float(np.sqrt(max(0.0, np.mean(power)) / (channels * settings.image_size**2))), 4),
         "sigma_data_definition": SIGMA_DATA_DEFINITION,
     }

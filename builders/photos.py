@@ -8,12 +8,12 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
-from builders.images import Picture
+from builders.images import COLOURS, Form, Picture
 
 PACKAGE = "skimage.data"
 TRAIN = {  # name: (file, factor by which it is made smaller: means of square cells)
@@ -65,6 +65,8 @@ def patches(pixels: np.ndarray, size: int, grid: tuple[int, int]) -> list[tuple[
 
 class Photos:
     """The `builders.images.PictureSet` of the demo."""
+
+    form: ClassVar[Form] = COLOURS
 
     def identity(self) -> dict[str, Any]:
         digest = hashlib.sha256()

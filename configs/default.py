@@ -179,7 +179,8 @@ def _task() -> ConfigDict:
     """What evaluation reconstructs; configs/tasks.py sets it."""
     task = ConfigDict()
     task.name = "acquired"  # acquired: the store's acquisitions; else a task that is simulated from the references:
-    # cs_mri | sr | box_inpainting | random_inpainting | gaussian_blur | motion_blur | colorization
+    # cs_mri | sr | box_inpainting | random_inpainting | gaussian_blur | motion_blur | colorization |
+    # sparse_ct | mar | sparse_mar
     task.seed = 0  # of its masks and noise: one draw per example
     task.noise_std = 0.01  # per real scalar of y, in its units
     task.acceleration = 4.0  # cs_mri: nominal R; masks.name says which kind of masks
@@ -190,6 +191,11 @@ def _task() -> ConfigDict:
     task.sigma = 1.5  # gaussian_blur: in pixels
     task.length = 9.0  # motion_blur: in pixels
     task.angle = 45.0  # motion_blur: in degrees, 0 along a row, counter-clockwise
+    task.views = 23  # sparse_ct, sparse_mar: parallel-beam projections over 180 degrees
+    task.metal = "titanium"  # mar: of the implants, titanium | iron | copper | gold
+    task.implants = 2  # mar: how many
+    task.photons = 1e6  # mar: sent along every ray
+    task.field = 32.0  # mar: side of an image in cm
     return task
 
 
@@ -199,6 +205,7 @@ def _baselines() -> ConfigDict:
     baselines.ridge = 0.001  # cg_sense and tikhonov
     baselines.wavelet = 0.001  # l1_wavelet
     baselines.tv = 0.005
+    baselines.fbp_window = "ramp"  # fbp: ramp | shepp_logan | cosine | hamming | hann
     return baselines
 
 

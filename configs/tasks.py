@@ -14,6 +14,8 @@ PUBLISHED_IMAGES = {**PUBLISHED, "w": 2, "consistency": "pseudo_inverse", "gamma
 PUBLISHED_MRI = {**PUBLISHED, "w": 3, "consistency": "entries", "gamma": 2.0}
 
 IMAGE_SOLVERS = ("pseudo_inverse", "tikhonov", "l1_wavelet", "tv", "msm")
+CT_SOLVERS = ("fbp", "tikhonov", "l1_wavelet", "tv", "msm")
+MAR_SOLVERS = ("fbp", "li", "tikhonov", "l1_wavelet", "tv", "msm")
 
 
 # Weights of the classical solvers, each the best of a grid on the validation images of photos64, or the validation
@@ -25,6 +27,9 @@ BASELINES = {
     "gaussian_blur": {"ridge": 0.01, "wavelet": 0.002, "tv": 0.002},
     "motion_blur": {"ridge": 0.01, "wavelet": 0.001, "tv": 0.001},
     "colorization": {"ridge": 0.001, "wavelet": 0.002, "tv": 0.001},
+    "sparse_ct": {"ridge": 0.0001, "wavelet": 0.0003, "tv": 0.001},
+    "mar": {"ridge": 0.0001, "wavelet": 0.0003, "tv": 0.001},
+    "sparse_mar": {"ridge": 0.0001, "wavelet": 0.0003, "tv": 0.001},
     "csmri": {"ridge": 0.003, "wavelet": 0.0015, "tv": 0.004},
 }
 
@@ -85,6 +90,27 @@ def csmri6(config: ConfigDict) -> ConfigDict:
     return _mri_task(config, 6.0)
 
 
+def sparse_ct(config: ConfigDict) -> ConfigDict:
+    """CT from 23 parallel-beam views, as published (Song et al., arXiv 2111.08005)."""
+    config = _image_task(config, "sparse_ct", name="sparse_ct", views=23)
+    config.eval.solvers = CT_SOLVERS
+    return config
+
+
+def mar(config: ConfigDict) -> ConfigDict:
+    """CT without the rays that meet metal, as many views as rows."""
+    config = _image_task(config, "mar", name="mar")
+    config.eval.solvers = MAR_SOLVERS
+    return config
+
+
+def sparse_mar(config: ConfigDict) -> ConfigDict:
+    """CT from 23 views without the rays that meet metal."""
+    config = _image_task(config, "sparse_mar", name="sparse_mar", views=23)
+    config.eval.solvers = MAR_SOLVERS
+    return config
+
+
 def published_images(config: ConfigDict) -> ConfigDict:
     """The solver as published for image inverse problems; 400 network calls per sample."""
     config.solver.update(PUBLISHED_IMAGES)
@@ -106,4 +132,5 @@ IMAGES = {
     "colorization": colorization,
     "published": published_images,
 }  # what a leaf config of images offers
+CT = {"sparse_ct": sparse_ct, "mar": mar, "sparse_mar": sparse_mar}  # and one of CT
 MRI = {"csmri4": csmri4, "csmri6": csmri6, "published": published_mri}  # and one of MRI

@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 
 TASKS_OF_ENTRIES = ("acquired", "cs_mri", "box_inpainting", "random_inpainting")  # what they measure is a part of T x
 
+TASKS_OF_CT = ("sparse_ct", "mar", "sparse_mar")
+
 SYMMETRIES = {"mri": ("flip", "shift", "phase"), "images": ("mirror",)}
 
 
@@ -148,9 +150,15 @@ def _boxes_tile_image(c: ConfigDict) -> str | None:
 
 @_must_fit("task.name", "transform.name")
 def _task_fits_transform(c: ConfigDict) -> str | None:
-    if c.task.name == "acquired" or (c.task.name == "cs_mri") == _is_mri(c):
+    task = c.task.name
+    if _is_mri(c):
+        fits, needed = task == "cs_mri", "cs_mri or acquired"
+    elif c.transform.name == "grey":
+        fits, needed = task not in ("cs_mri", "colorization"), "acquired or one of CT or grey images"
+    else:
+        fits, needed = task not in ("cs_mri", *TASKS_OF_CT), "acquired or one of images"
+    if fits or task == "acquired":
         return None
-    needed = "cs_mri or acquired" if _is_mri(c) else "acquired or one of images"
     return f"task.name is {c.task.name!r}: transform.name {c.transform.name!r} needs {needed}"
 
 

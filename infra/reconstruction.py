@@ -38,6 +38,7 @@ def solve_round(experiment, solvers: dict[str, Solver], runners, compiled, param
         "example_id": example.measurement.example_id,
         **({} if example.reference is None else {"reference": example.reference}),
         **({} if example.volume is None else {"volume": example.volume}),
+        **({} if example.unknown is None else {"unknown": example.unknown}),
         "mask": example.measurement.mask,
     }
     if example.measurement.mask[0].size == 1:  # all of y is measured: y itself is the picture to show

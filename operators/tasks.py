@@ -6,14 +6,17 @@ seed, example id). Evaluation does that where it reads its data; solvers and tra
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from operators.acquisition import Acquisition
+from operators.ct import ParallelBeam
 from operators.masks import MASKS
 from operators.measurement import Array, Measurement
+from operators.metal import Scanner, tube
 from operators.operator import Operator
 from operators.pixel import Downsample, GaussianBlur, Grey, MotionBlur
 from operators.transform import Transform
@@ -28,11 +31,13 @@ class Task:
       operator: H.
       draw_mask: draw_mask(key) -> one mask without batch axis; None where all of y is measured.
       settings: the names of `config.task` that describe it.
+      scanner: where a measurement is not H x + noise, what makes it and its mask.
     """
 
     operator: Operator
     draw_mask: Callable[[jax.Array], jax.Array] | None = None
     settings: tuple[str, ...] = ()
+    scanner: Scanner | None = None
 
 
 TASKS: Registry[Callable[..., Task]] = Registry("task")
@@ -48,6 +53,8 @@ def simulate(
 ) -> Measurement:
     """y = H x + noise of images x (B,...), with the masks and noise of (seed, example id): the same at every call.
 
+    A task with a scanner has its own measurement, noise and mask: `noise_std` is not read.
+
     Args:
       task: not 'acquired'.
       image: (B,H,W,3) float32, or (B,H,W) complex64 for MRI.
@@ -56,10 +63,10 @@ def simulate(
       seed: of the task.
       noise_std: standard deviation of the noise per real scalar of y, in its units.
     """
-    root = jax.random.key(seed)
-    mask_keys, noise_keys = (
-        jax.vmap(lambda i, n=n: jax.random.fold_in(jax.random.fold_in(root, i), n))(example_id) for n in range(2)
-    )
+    mask_keys, noise_keys = (_keys(seed, example_id, stream) for stream in range(2))
+    if task.scanner is not None:
+        y, mask, told = jax.vmap(task.scanner.measure)(mask_keys, image)
+        return Measurement(jnp.where(mask, y, 0), mask, maps, told, example_id)
     whole = jnp.ones((image.shape[0], 1, 1, 1), bool)
     mask = whole if task.draw_mask is None else jax.vmap(task.draw_mask)(mask_keys)
     y = task.operator.forward(image, mask, maps)
@@ -67,6 +74,36 @@ def simulate(
     noise = jax.lax.complex(parts[:, 0], parts[:, 1]) if jnp.iscomplexobj(y) else parts[:, 0]
     y = jnp.where(mask, y + noise_std * noise, 0)
     return Measurement(y, mask, maps, jnp.full(image.shape[0], noise_std, jnp.float32), example_id)
+
+
+def unknown_pixels(task: Task, image: Array, example_id: Array, seed: int | Array) -> jax.Array | None:
+    """(B,H,W,1) bool: what no metric should look at, the implants that `simulate` puts into images; None for none."""
+    if task.scanner is None:
+        return None
+    return jax.vmap(task.scanner.draw_metal)(_keys(seed, example_id, 0), image)
+
+
+def get_measure_fn(config, transform: Transform) -> Callable[[Array, Measurement], tuple[Measurement, Any]] | None:
+    """Returns measure(images, acquired) -> `simulate`, `unknown_pixels`, as numpy arrays, with the ids and maps of what
+    the store acquired of these images; None where `config.task.name` is 'acquired' and nothing is simulated."""
+    if config.task.name == "acquired":
+        return None
+    task, seed, noise_std = get_task(config, transform), config.task.seed, config.task.noise_std
+
+    @jax.jit
+    def run(images, maps, ids):
+        return simulate(task, images, maps, ids, seed, noise_std), unknown_pixels(task, images, ids, seed)
+
+    def measure(images, acquired):
+        return jax.tree.map(np.asarray, run(images, acquired.maps, acquired.example_id))
+
+    return measure
+
+
+def _keys(seed: int | Array, example_id: Array, stream: int) -> jax.Array:
+    """One key per example, for masks (stream 0) or noise (1)."""
+    root = jax.random.key(seed)
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(root, i), stream))(example_id)
 
 
 @TASKS.register("acquired")
@@ -126,3 +163,30 @@ def get_colorization(config, transform: Transform) -> Task:
     """Colours from a grey image."""
     del config, transform
     return Task(Grey())
+
+
+@TASKS.register("sparse_ct")
+def get_sparse_ct(config, transform: Transform) -> Task:
+    """Sparse-view CT: `task.views` parallel-beam projections, evenly spread over 180 degrees."""
+    del transform
+    return Task(ParallelBeam(config.task.views, config.solver.cg_steps), settings=("views",))
+
+
+@TASKS.register("mar")
+def get_mar(config, transform: Transform) -> Task:
+    """Metal artefact reduction: as many views as the image has rows, without the rays that meet implants."""
+    del transform
+    return _with_metal(config, config.data.image_size)
+
+
+@TASKS.register("sparse_mar")
+def get_sparse_mar(config, transform: Transform) -> Task:
+    """The same from `task.views` views."""
+    del transform
+    return _with_metal(config, config.task.views, "views")
+
+
+def _with_metal(config, views: int, *settings: str) -> Task:
+    operator, task = ParallelBeam(views, config.solver.cg_steps), config.task
+    scanner = Scanner(operator, task.metal, task.implants, task.photons, task.field, tube())
+    return Task(operator, settings=(*settings, "metal", "implants", "photons", "field"), scanner=scanner)

@@ -1,6 +1,7 @@
 """The full measurement z = T x of an image, its adjoint, and how both become real network channels."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
@@ -67,12 +68,14 @@ def normal(transform: Transform, x: jax.Array, mask: Array, maps: Array | None) 
 
 
 @TRANSFORMS.register("identity")
+@dataclass(frozen=True)
 class Identity:
-    """T = I: x = z, images (B,H,W,3) float32."""
+    """T = I: x = z, images (B,H,W,channels) float32: 3 colours, or as 'grey' one."""
+
+    channels: int = 3
 
     dtype = jnp.float32
     real_scalars = 1
-    channels = 3
 
     def forward(self, x, maps):
         del maps
@@ -93,6 +96,12 @@ class Identity:
 
     def image_shape(self, measurement_shape):
         return measurement_shape
+
+
+@TRANSFORMS.register("grey")
+def get_grey() -> Identity:
+    """T = I of images with one channel: grey pictures, CT."""
+    return Identity(channels=1)
 
 
 @TRANSFORMS.register("multicoil_fourier")

@@ -38,7 +38,8 @@ def case(name, shape=(6, 10), coils=3):
     rng = np.random.default_rng(1)
     transform = TRANSFORMS[name]()
     if transform.real_scalars == 1:
-        x, z = (jnp.asarray(rng.standard_normal((2, *shape, 3)), jnp.float32) for _ in range(2))
+        shape = (2, *shape, transform.channels)
+        x, z = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for _ in range(2))
         return transform, x, z, None
     maps = complex_normal(rng, (2, coils, *shape))
     maps = maps / jnp.sqrt(jnp.sum(jnp.abs(maps) ** 2, axis=1, keepdims=True))

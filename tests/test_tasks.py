@@ -18,6 +18,7 @@ from tests.checks import message_of
 from tests.toy_data import smooth_coils
 
 MRI = ("acquired", "cs_mri")
+CT = ("sparse_ct",)  # of square images only
 SHAPES = [(12, 12), (9, 15)]  # rows, columns; super-resolution by 3
 COPIES = 2
 
@@ -27,7 +28,15 @@ def task_config(name, size=12):
     config = default.get_config()
     config.data.image_size = size
     config.task.update(
-        name=name, acs_lines=2, factor=3, box_size=size // 3, keep=0.5, sigma=0.8, length=4.0, angle=30.0
+        name=name,
+        acs_lines=2,
+        factor=3,
+        box_size=size // 3,
+        keep=0.5,
+        sigma=0.8,
+        length=4.0,
+        angle=30.0,
+        views=3,
     )
     config.masks.acs_lines = 2
     config.solver.cg_steps = 60
@@ -61,6 +70,7 @@ def case(name, shape, batch=2):
     rng = np.random.default_rng(5)
     config = task_config(name)
     operator = get_task(config, get_transform(config)).operator
+    shape = (shape[0], shape[0]) if name in CT else shape
     if name in MRI:
         x = normal(rng, (COPIES * batch, *shape), np.complex64)
         maps = np.stack([normal(rng, (3, *shape), np.complex64) for _ in range(batch)])

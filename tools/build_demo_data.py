@@ -1,12 +1,13 @@
-"""Rebuilds data/brains_128.npz, the three embedded heads, from the two packages that publish them.
+"""Rebuilds data/brains_128.npz, three heads (MR), and data/lungs_128.npz, two chests (CT), from published packages.
 
   python tools/build_demo_data.py --mricron mricron-data_1.2.20211006+dfsg-4_all.deb \
-      --pyradiomics pyradiomics-3.0.1.tar.gz --out data/brains_128.npz
+      --pyradiomics pyradiomics-3.0.1.tar.gz
+  python tools/build_demo_data.py --data lungs --pyradiomics pyradiomics-3.0.1.tar.gz
   python tools/build_demo_data.py --check
 
 `--mricron` takes the Debian package `mricron-data` or its `ch2.nii.gz`; `--pyradiomics` takes the PyPI source
-distribution `pyradiomics==3.0.1` or a folder holding `brain1_image.nrrd` and `brain2_image.nrrd`. The result must have
-the SHA-256 below; `--check` alone verifies the file that is there. Nothing is downloaded. See data/README.md.
+distribution `pyradiomics==3.0.1` or a folder holding its `*_image.nrrd` files. The result must have the SHA-256 below;
+`--check` alone verifies the file that is there. Nothing is downloaded. See data/README.md.
 """
 
 import gzip
@@ -33,11 +34,14 @@ from infra.errors import UserError  # noqa: E402
 SHA256 = "dbe5a2ff2656686d1ce1e071fef867780d41abd5c1b21a4e1cf8f4853de67871"
 SIZE = 128
 PADDED = 256
+LUNGS_SHA256 = "acaa89497b68e9979e8b11614646e18f97fb009177cef4bf9f9ddd9d15c0f660"
+LUNGS_STEP = 4  # HU: what the compressed file can afford, below the noise of every slice
 COLIN_SLICES = slice(35, 150)  # axial slices from the base of the skull to the crown
 
 _MRICRON = flags.DEFINE_string("mricron", "", "Debian package mricron-data, or its ch2.nii.gz.")
 _PYRADIOMICS = flags.DEFINE_string("pyradiomics", "", "pyradiomics source distribution, or a folder of its nrrd files.")
-_OUT = flags.DEFINE_string("out", str(ROOT / "data" / "brains_128.npz"), "File to write, or to check.")
+_DATA = flags.DEFINE_enum("data", "brains", ["brains", "lungs"], "Which file: the heads or the chests.")
+_OUT = flags.DEFINE_string("out", "", "File to write, or to check; the one in data/ by default.")
 _CHECK = flags.DEFINE_bool("check", False, "Write nothing; only compare the SHA-256 of --out with the expected one.")
 
 
@@ -95,9 +99,9 @@ def read_nrrd(content: bytes, name: str) -> np.ndarray:
     return np.frombuffer(gzip.decompress(content[end + 2 :]), "<i2").reshape(shape, order="F")
 
 
-def read_pyradiomics(path: Path) -> list[np.ndarray]:
-    """Returns the two heads of pyradiomics, int16 (256,256,25) and (256,256,23)."""
-    names = ("brain1_image.nrrd", "brain2_image.nrrd")
+def read_pyradiomics(path: Path, part: str = "brain") -> list[np.ndarray]:
+    """Returns the two volumes of pyradiomics of a body part: heads (256,256,25 and 23), chests (512,512,48 and 61)."""
+    names = (f"{part}1_image.nrrd", f"{part}2_image.nrrd")
     if path.is_dir():
         return [read_nrrd((path / name).read_bytes(), name) for name in names]
     with tarfile.open(path) as archive:
@@ -125,6 +129,20 @@ def build(colin: np.ndarray, heads: list[np.ndarray]) -> dict[str, np.ndarray]:
     return arrays
 
 
+def build_lungs(chests: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the arrays of the CT file: axial slices from bottom to top, int16 Hounsfield units.
+
+    4 x 4 means of HU limited to [-1000, 3000], rounded to multiples of LUNGS_STEP; the front of the patient on top, the
+    patient's left on the right side.
+    """
+    arrays = {}
+    for name, chest in zip(("lung1", "lung2"), chests, strict=True):
+        slices = np.clip(chest.transpose(2, 1, 0), -1000, 3000).astype(np.float64)
+        means = slices.reshape(len(slices), SIZE, 512 // SIZE, SIZE, 512 // SIZE).mean(axis=(2, 4))
+        arrays[name] = (LUNGS_STEP * np.rint(means / LUNGS_STEP)).astype(np.int16)
+    return arrays
+
+
 def write_npz(arrays: dict[str, np.ndarray], path: Path) -> None:
     """Writes a compressed npz whose bytes depend on the arrays only: fixed order, no time of day, no file modes."""
     with atomic_file(path) as file, zipfile.ZipFile(file, "w") as archive:
@@ -147,21 +165,30 @@ def content_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _build() -> dict[str, np.ndarray]:
+    """The arrays of the file that the flags ask for."""
+    packages = {"pyradiomics": _PYRADIOMICS.value} | ({"mricron": _MRICRON.value} if _DATA.value == "brains" else {})
+    if not all(packages.values()):
+        raise UserError(f"give --{' and --'.join(sorted(packages))} to rebuild the file, or --check to verify it")
+    paths = {name: Path(value) for name, value in packages.items()}
+    for path in paths.values():
+        if not path.exists():
+            raise UserError(f"{path} does not exist; data/README.md says where the packages come from")
+    if _DATA.value == "lungs":
+        return build_lungs(read_pyradiomics(paths["pyradiomics"], "lung"))
+    return build(read_colin(paths["mricron"]), read_pyradiomics(paths["pyradiomics"]))
+
+
 def main(_: list[str]) -> None:
-    out = Path(_OUT.value)
+    default, expected = {"brains": ("brains_128.npz", SHA256), "lungs": ("lungs_128.npz", LUNGS_SHA256)}[_DATA.value]
+    out = Path(_OUT.value or ROOT / "data" / default)
     if not _CHECK.value:
-        if not (_MRICRON.value and _PYRADIOMICS.value):
-            raise UserError("give --mricron and --pyradiomics to rebuild the file, or --check to verify it")
-        mricron, pyradiomics = Path(_MRICRON.value), Path(_PYRADIOMICS.value)
-        for path in (mricron, pyradiomics):
-            if not path.exists():
-                raise UserError(f"{path} does not exist; data/README.md says where the packages come from")
-        write_npz(build(read_colin(mricron), read_pyradiomics(pyradiomics)), out)
+        write_npz(_build(), out)
     if not out.exists():
-        raise UserError(f"{out} does not exist; rebuild it with --mricron and --pyradiomics")
+        raise UserError(f"{out} does not exist; rebuild it from the packages, see data/README.md")
     found = content_hash(out)
-    if found != SHA256:
-        raise UserError(f"{out}: SHA-256 of the content is {found}, expected {SHA256}; rebuild it from the packages")
+    if found != expected:
+        raise UserError(f"{out}: SHA-256 of the content is {found}, expected {expected}; rebuild it from the packages")
     print(f"{out}: content as expected (SHA-256 {found})")
 
 

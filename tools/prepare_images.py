@@ -12,7 +12,6 @@ store of the same settings is left alone, a damaged one made again. See docs/dat
 
 import os
 import sys
-import time
 from pathlib import Path
 
 from absl import flags, logging
@@ -20,42 +19,22 @@ from absl import flags, logging
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only masks are drawn with JAX: leave accelerators to the training
 
-from builders.folder import Division, Folder
-from builders.images import SPLITS, Images, PictureSet, Settings
+from builders.folder import Folder
+from builders.images import PictureSet
 from builders.photos import Photos
-from builders.store import prepare_store
 from infra import command_line
 from infra.errors import UserError
+from tools import picture_flags
 
 _FOLDER = flags.DEFINE_string("folder", None, "Take every PNG and JPEG of this folder and those below.")
 _PHOTOS = flags.DEFINE_bool("photos", False, "Take patches of photographs that come with scikit-image: the demo.")
-_OUT = flags.DEFINE_string("out", None, "Folder of the store.", required=True)
-_SIZE = flags.DEFINE_integer("size", 64, "Rows and columns of the images.")
-_MASK = flags.DEFINE_enum("mask", "random_boxes", ["random_boxes"], "Distribution of the masks.")
-_GRID = flags.DEFINE_integer("grid", 4, "Blocks per side of a mask; a divisor of the size.")
-_DROP = flags.DEFINE_integer("drop", 6, "How many of the grid^2 blocks are missing.")
-_NOISE = flags.DEFINE_float("noise_std", 0.0, "Noise per pixel and channel; images are in [-1,1].")
-_SEED = flags.DEFINE_integer("seed", 0, "Dataset seed: fixes mask and noise of every example.")
-_LISTS = {
-    split: flags.DEFINE_string(f"{split}_list", None, f"File with the {split} pictures: paths in the folder, by line.")
-    for split in SPLITS
-}
-_COUNTS = {
-    split: flags.DEFINE_integer(f"{split}_count", None, f"Number of {split} pictures without a list.", lower_bound=0)
-    for split in ("validation", "test")
-}
 
 
 def _pictures() -> PictureSet:
-    folder = _FOLDER.value
-    lists = {split: Path(path) for split, flag in _LISTS.items() if (path := flag.value) is not None}
-    counts = {split: count for split, flag in _COUNTS.items() if (count := flag.value) is not None}
-    both = [split for split in counts if split in lists]
-    if both:
-        raise UserError(f"--{both[0]}_list and --{both[0]}_count exclude each other")
+    folder, division = _FOLDER.value, picture_flags.division()
     if folder is not None and not _PHOTOS.value:
-        return Folder(Path(folder), Division(lists, counts))
-    if folder is not None or not _PHOTOS.value or lists or counts:
+        return Folder(Path(folder), division)
+    if folder is not None or not _PHOTOS.value or picture_flags.divides():
         raise UserError("give either --folder, with lists or counts if you like, or --photos alone")
     return Photos()
 
@@ -63,20 +42,7 @@ def _pictures() -> PictureSet:
 def main(_: list[str]) -> None:
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().setFormatter(None)
-    start = time.monotonic()
-    settings = Settings(_SIZE.value, _MASK.value, _GRID.value, _DROP.value, _NOISE.value, _SEED.value)
-    manifest, written = prepare_store(Path(_OUT.value), Images(settings, _pictures()))
-    if not written:
-        print(f"{_OUT.value}: already complete")
-        return
-    counts = ", ".join(f"{split} {count}" for split, count in manifest["counts"].items())
-    print(
-        f"{_OUT.value}: {counts} images; {manifest['keep_fraction']['effective']['train']:.1%} of the pixels acquired; "
-        f"noise {settings.noise_std:g}; sigma_data {manifest['sigma_data']:.3f}; {time.monotonic() - start:.1f} s"
-    )
-    problems = manifest.get("left_out", {})
-    if problems:
-        print("files left out:", *(f"  {name}: {problem}" for name, problem in problems.items()), sep="\n")
+    picture_flags.make(_pictures())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,66 @@
+"""What the tools that make stores of pictures share: flags of size, masks, noise and splits, and the closing lines."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from builders.folder import Division
+from builders.images import SPLITS, Images, PictureSet, Settings
+from builders.store import prepare_store
+from infra.errors import UserError
+
+_OUT = flags.DEFINE_string("out", None, "Folder of the store.", required=True)
+_SIZE = flags.DEFINE_integer("size", 64, "Rows and columns of the images.")
+_MASK = flags.DEFINE_enum("mask", "random_boxes", ["random_boxes"], "Distribution of the masks.")
+_GRID = flags.DEFINE_integer("grid", 4, "Blocks per side of a mask; a divisor of the size.")
+_DROP = flags.DEFINE_integer("drop", 6, "How many of the grid^2 blocks are missing.")
+_NOISE = flags.DEFINE_float("noise_std", 0.0, "Noise per pixel and channel; images are in [-1,1].")
+_SEED = flags.DEFINE_integer("seed", 0, "Dataset seed: fixes mask and noise of every example.")
+_LISTS = {
+    split: flags.DEFINE_string(f"{split}_list", None, f"File with what is {split}: paths in the folder, by line.")
+    for split in SPLITS
+}
+_COUNTS = {
+    split: flags.DEFINE_integer(f"{split}_count", None, f"How much is {split} without a list.", lower_bound=0)
+    for split in ("validation", "test")
+}
+
+
+def division() -> Division:
+    """Lists and counts as given. Raises UserError where both are given for one split."""
+    lists = {split: Path(path) for split, flag in _LISTS.items() if (path := flag.value) is not None}
+    counts = {split: count for split, flag in _COUNTS.items() if (count := flag.value) is not None}
+    both = [split for split in counts if split in lists]
+    if both:
+        raise UserError(f"--{both[0]}_list and --{both[0]}_count exclude each other")
+    return Division(lists, counts)
+
+
+def divides() -> bool:
+    """Whether any list or count was given."""
+    return any(flag.value is not None for flag in (*_LISTS.values(), *_COUNTS.values()))
+
+
+def make(pictures: PictureSet) -> None:
+    """Makes the store of the flags, unless it is there, and prints what is in it and what was left out."""
+    start = time.monotonic()
+    settings = Settings(_SIZE.value, _MASK.value, _GRID.value, _DROP.value, _NOISE.value, _SEED.value)
+    manifest, written = prepare_store(Path(_OUT.value), Images(settings, pictures))
+    if not written:
+        print(f"{_OUT.value}: already complete")
+        return
+    print(f"{_OUT.value}: {_told(manifest, settings)}; {time.monotonic() - start:.1f} s")
+    problems = manifest.get("left_out", {})
+    if problems:
+        print("files left out:", *(f"  {name}: {problem}" for name, problem in problems.items()), sep="\n")
+
+
+def _told(manifest: dict[str, Any], settings: Settings) -> str:
+    counts = ", ".join(f"{split} {count}" for split, count in manifest["counts"].items())
+    kept = manifest["keep_fraction"]["effective"]["train"]
+    return (
+        f"{counts} images; {kept:.1%} of the pixels acquired; noise {settings.noise_std:g}; "
+        f"sigma_data {manifest['sigma_data']:.3f}"
+    )
