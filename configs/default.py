@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     config.training = _training()
     config.sampling = _sampling()
     config.solver = _solver()
+    config.score_sde = _score_sde()
     config.task = _task()
     config.baselines = _baselines()
     config.eval = _eval()
@@ -81,13 +82,15 @@ def _denoiser() -> ConfigDict:
 def _schedule() -> ConfigDict:
     """Noise levels of training and sampling."""
     schedule = ConfigDict()
-    schedule.name = "edm"  # edm | ddpm
-    schedule.sigma_min = 0.005
+    schedule.name = "edm"  # edm | ddpm | ve | vp | subvp
+    schedule.sigma_min = 0.005  # edm and ve
     schedule.sigma_max = 20.0
     schedule.rho = 7.0  # spacing of Karras' sampling grid
     schedule.log_sigma_mean = -1.0
     schedule.log_sigma_std = 1.2
     schedule.train_stride = 5  # ddpm only: train on timesteps 0, 5, ..., 995
+    schedule.beta_min = 0.1  # vp and subvp: beta(t) from 0 to 1
+    schedule.beta_max = 20.0
     return schedule
 
 
@@ -173,6 +176,25 @@ def _solver() -> ConfigDict:
     solver.eta = 1.0
     solver.temperature = 1.0  # stretches the samples about their mean; --mode=tune finds it by objective crps
     return solver
+
+
+def _score_sde() -> ConfigDict:
+    """Of the solvers of Song et al. 2022 (solvers/guidance.py), as published for MRI."""
+    score_sde = ConfigDict()
+    score_sde.consistency = "least_squares"  # least_squares | pseudo_inverse | adjoint, see solvers/guidance.py
+    score_sde.damping = 1.0  # of least_squares, as solver.damping
+    for name, num_levels, corrector_steps, snr, strength in (
+        ("projection", 1000, 1, 0.517, {"weight": 1.0}),  # weight: lambda, the share of the step towards the data
+        ("langevin_projection", 700, 3, 0.386, {"weight": 1.0}),
+        ("baseline", 1000, 1, 0.608, {"gamma": 1.231}),  # gamma: std of the likelihood over that of the noise level
+        ("langevin", 700, 3, 0.212, {"gamma": 0.713}),
+    ):
+        score_sde[name] = ConfigDict({"num_levels": num_levels, "corrector_steps": corrector_steps, "snr": snr})
+        score_sde[name].update(strength)
+    for name in ("projection", "baseline"):  # the other two are annealed Langevin dynamics alone
+        score_sde[name].predictor = "reverse_diffusion"  # | euler_maruyama | ancestral | probability_flow | none
+        score_sde[name].corrector = "langevin"  # langevin | ald | none
+    return score_sde
 
 
 def _task() -> ConfigDict:

@@ -19,6 +19,18 @@ SAMPLER = {  # shared by config.sampling and config.solver
     "eta": number(0, 1),
 }
 
+SCORE_SDE = {  # of each of its solvers
+    "num_levels": integer(1),
+    "corrector_steps": integer(0),
+    "snr": number(0),
+}
+SCORE_SOLVERS = {"projection": "weight", "langevin_projection": "weight", "baseline": "gamma", "langevin": "gamma"}
+STRENGTH = {"weight": number(0, 1), "gamma": number(above=0)}
+PREDICTOR_CORRECTOR = {
+    "predictor": name(registered("predictor_corrector", "PREDICTORS")),
+    "corrector": name(registered("predictor_corrector", "CORRECTORS")),
+}
+
 SETTINGS: dict[str, Rule] = {
     "seed": integer(0, 2**32 - 1),
     # data
@@ -57,6 +69,8 @@ SETTINGS: dict[str, Rule] = {
     "schedule.log_sigma_mean": number(),
     "schedule.log_sigma_std": number(above=0),
     "schedule.train_stride": integer(1, 1000),
+    "schedule.beta_min": number(above=0),
+    "schedule.beta_max": number(above=0),
     # training
     "loss.name": name(registered("losses", "LOSSES")),
     "loss.reduction": choice("observed", "all"),
@@ -97,6 +111,18 @@ SETTINGS: dict[str, Rule] = {
     "solver.damping": number(0),
     "solver.gamma": number(0),
     "solver.temperature": number(above=0),
+    "score_sde.consistency": name(registered("solvers.guidance", "CONSISTENCY")),
+    "score_sde.damping": number(0),
+    **{
+        f"score_sde.{solver}.{key}": rule
+        for solver, strength in SCORE_SOLVERS.items()
+        for key, rule in {**SCORE_SDE, strength: STRENGTH[strength]}.items()
+    },
+    **{
+        f"score_sde.{solver}.{key}": rule
+        for solver in ("projection", "baseline")
+        for key, rule in PREDICTOR_CORRECTOR.items()
+    },
     **{f"baselines.{name}": number(0) for name in ("ridge", "wavelet", "tv")},
     # evaluation
     "task.name": name(registered("operators.tasks", "TASKS")),
