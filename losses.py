@@ -217,7 +217,7 @@ def get_msm_sure_loss(config, schedule, transform, masks, denoise) -> LossFn:
     it by 1/c_out^2 at rho, the level it speaks of, which has the same minimiser and less variance.
     """
     weight, prepare = get_loss_weight(config), get_prepare_fn(config, transform, masks)
-    published_weight, settings = config.denoiser.parametrization == "eps", config.loss
+    published_weight, settings = config.denoiser.parametrization != "edm", config.loss
 
     def loss(params, measurement, key):
         keys = example_keys(key, measurement.example_id)

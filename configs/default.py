@@ -56,7 +56,7 @@ def _masks() -> ConfigDict:
 def _model() -> ConfigDict:
     """The network."""
     model = ConfigDict()
-    model.name = "adm"
+    model.name = "adm"  # adm | ncsnpp
     model.num_channels = 64
     model.channel_mult = (1, 2, 2)
     model.num_res_blocks = 1
@@ -66,13 +66,22 @@ def _model() -> ConfigDict:
     model.patch_size = 1  # space-to-depth factor before the first convolution
     model.dtype = "float32"  # compute type: float32 | bfloat16; parameters stay float32
     model.remat = False  # recompute activations in the backward pass: less memory, about a third more time
+    model.ncsnpp = ConfigDict()  # of model.name ncsnpp only; it has no use for the numbers of heads
+    model.ncsnpp.embedding = "fourier"  # fourier: told the noise level | positional: told the timestep
+    model.ncsnpp.fourier_scale = 16.0
+    model.ncsnpp.fir = True  # resample with the filter (1,3,3,1); False: mean of 2x2 pixels
+    model.ncsnpp.skip_rescale = True  # divide sums of two branches by sqrt(2)
+    model.ncsnpp.progressive = "output_skip"  # output_skip | residual | none
+    model.ncsnpp.progressive_input = "input_skip"  # input_skip | residual | none
+    model.ncsnpp.scale_by_sigma = True  # divide the output by the noise level
+    model.ncsnpp.centered = True  # images are in [-1,1]; False: in [0,1]
     return model
 
 
 def _denoiser() -> ConfigDict:
     """From a partial measurement to an estimate, around the network."""
     denoiser = ConfigDict()
-    denoiser.parametrization = "edm"  # edm | eps
+    denoiser.parametrization = "edm"  # edm | eps | score
     denoiser.sandwich = "wiener"  # wiener | adjoint
     denoiser.cg_steps = 4
     denoiser.sigma_data = 0.3  # standard deviation of an image per real scalar

@@ -57,6 +57,11 @@ SETTINGS: dict[str, Rule] = {
     "model.patch_size": integer(1),
     "model.dtype": choice("float32", "bfloat16"),
     "model.remat": flag(),
+    "model.ncsnpp.embedding": choice("fourier", "positional"),
+    "model.ncsnpp.fourier_scale": number(above=0),
+    "model.ncsnpp.progressive": choice("output_skip", "residual", "none"),
+    "model.ncsnpp.progressive_input": choice("input_skip", "residual", "none"),
+    **{f"model.ncsnpp.{key}": flag() for key in ("fir", "skip_rescale", "scale_by_sigma", "centered")},
     # denoiser and schedule
     "denoiser.parametrization": name(registered("models.denoiser", "PARAMETRIZATIONS")),
     "denoiser.sandwich": name(registered("models.denoiser", "SANDWICHES")),

@@ -21,7 +21,7 @@ def schedule_of(name):
 
 
 def exact_score(x, level):
-    """-(alpha^2 (Sigma + sigma^2 I))^-1 (x - alpha mean) in the eigenbasis; images (B,rows,PIXELS,1), independent rows."""
+    """-(alpha^2 (Sigma + sigma^2 I))^-1 (x - alpha mean) of each row, in the eigenbasis."""
     basis = jnp.asarray(VECTORS, jnp.float32)
     inside = (x[..., 0] - level.alpha * jnp.asarray(MEAN, jnp.float32)) @ basis
     inside = -inside / (level.alpha**2 * (jnp.asarray(VALUES, jnp.float32) + level.sigma**2))
