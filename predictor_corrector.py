@@ -132,17 +132,17 @@ class PCSettings:
 CORRECT, PREDICT, DENOISE = range(3)
 
 
-def network_calls(settings: PCSettings) -> np.ndarray:
+def network_calls(settings: PCSettings, schedule: Schedule) -> np.ndarray:
     """(calls, 3) int32: level, what the call is for, and whether it opens a corrector's or predictor's turn.
 
     Corrector steps and a predictor step at each level, at the last level an estimate of the clean image in the
     predictor's place: num_levels (corrector_steps + 1) calls; without a predictor num_levels corrector_steps + 1.
     """
     corrections = 0 if settings.corrector == "none" else settings.corrector_steps
-    calls = []
-    for level in range(settings.num_levels):
+    levels, calls = len(schedule.grid(settings.num_levels)), []
+    for level in range(levels):
         calls += [(level, CORRECT, step == 0) for step in range(corrections)]
-        last = level == settings.num_levels - 1
+        last = level == levels - 1
         if last or settings.predictor != "none":
             calls.append((level, DENOISE if last else PREDICT, True))
     return np.array(calls, np.int32)
@@ -190,7 +190,7 @@ def get_pc_sampler(
     """
     times = jnp.asarray(schedule.grid(settings.num_levels))
     levels = Level(times, schedule.alpha(times), schedule.sigma(times))
-    plan = network_calls(settings)
+    plan = network_calls(settings, schedule)
     predict, correct = PREDICTORS[settings.predictor], CORRECTORS[settings.corrector]
 
     def draw(keys, number, shape):

@@ -147,6 +147,7 @@ def _training() -> ConfigDict:
 def _sampling() -> ConfigDict:
     """Images drawn from the prior, mode sample."""
     sampling = ConfigDict()
+    sampling.method = "msm"  # msm | predictor_corrector: for score models of clean images
     sampling.num_levels = 50
     sampling.w = 1  # masks per level
     sampling.mask_keep = 1.0  # density of sampling masks; 0 draws from p(S), 1 is the whole measurement in one call
@@ -156,6 +157,12 @@ def _sampling() -> ConfigDict:
     sampling.step = "ddim"  # ddim | renoise: what eta means, see sampling.py
     sampling.order = 1  # 1 | 2: a second-order step costs no further network call, see sampling.py
     sampling.eta = 1.0  # share of fresh noise in a step
+    sampling.predictor = (
+        "reverse_diffusion"  # this and the next three: predictor_corrector only, as in config.score_sde
+    )
+    sampling.corrector = "langevin"
+    sampling.corrector_steps = 1
+    sampling.snr = 0.16  # size of a Langevin step
     sampling.num_images = 16  # --mode sample
     sampling.batch_size = 8  # images drawn at once, over all devices; images do not depend on it
     sampling.folder = "generated"  # inside workdir/samples
@@ -201,7 +208,8 @@ def _score_sde() -> ConfigDict:
         score_sde[name] = ConfigDict({"num_levels": num_levels, "corrector_steps": corrector_steps, "snr": snr})
         score_sde[name].update(strength)
     for name in ("projection", "baseline"):  # the other two are annealed Langevin dynamics alone
-        score_sde[name].predictor = "reverse_diffusion"  # | euler_maruyama | ancestral | probability_flow | none
+        # reverse_diffusion | euler_maruyama | ancestral | probability_flow | none
+        score_sde[name].predictor = "reverse_diffusion"
         score_sde[name].corrector = "langevin"  # langevin | ald | none
     return score_sde
 

@@ -19,16 +19,21 @@ SAMPLER = {  # shared by config.sampling and config.solver
     "eta": number(0, 1),
 }
 
-SCORE_SDE = {  # of each of its solvers
-    "num_levels": integer(1),
-    "corrector_steps": integer(0),
-    "snr": number(0),
-}
-SCORE_SOLVERS = {"projection": "weight", "langevin_projection": "weight", "baseline": "gamma", "langevin": "gamma"}
 STRENGTH = {"weight": number(0, 1), "gamma": number(above=0)}
+LANGEVIN = {"corrector_steps": integer(1), "snr": number(0)}
 PREDICTOR_CORRECTOR = {
+    **LANGEVIN,
     "predictor": name(registered("predictor_corrector", "PREDICTORS")),
     "corrector": name(registered("predictor_corrector", "CORRECTORS")),
+}
+
+DRAWING = ("method", *SAMPLER, *PREDICTOR_CORRECTOR)  # of config.sampling
+
+SCORE_SOLVERS = {
+    "projection": ("weight", PREDICTOR_CORRECTOR),
+    "langevin_projection": ("weight", LANGEVIN),
+    "baseline": ("gamma", PREDICTOR_CORRECTOR),
+    "langevin": ("gamma", LANGEVIN),
 }
 
 SETTINGS: dict[str, Rule] = {
@@ -102,6 +107,8 @@ SETTINGS: dict[str, Rule] = {
     "training.picture_solver": SOLVER,
     # sampling and reconstruction
     **{f"sampling.{key}": rule for key, rule in SAMPLER.items()},
+    "sampling.method": name(registered("sampling", "METHODS")),
+    **{f"sampling.{key}": rule for key, rule in PREDICTOR_CORRECTOR.items()},
     "sampling.num_images": integer(1),
     "sampling.batch_size": integer(1),
     "sampling.folder": folder_inside(()),
@@ -120,13 +127,8 @@ SETTINGS: dict[str, Rule] = {
     "score_sde.damping": number(0),
     **{
         f"score_sde.{solver}.{key}": rule
-        for solver, strength in SCORE_SOLVERS.items()
-        for key, rule in {**SCORE_SDE, strength: STRENGTH[strength]}.items()
-    },
-    **{
-        f"score_sde.{solver}.{key}": rule
-        for solver in ("projection", "baseline")
-        for key, rule in PREDICTOR_CORRECTOR.items()
+        for solver, (strength, rules) in SCORE_SOLVERS.items()
+        for key, rule in {"num_levels": integer(1), strength: STRENGTH[strength], **rules}.items()
     },
     **{f"baselines.{name}": number(0) for name in ("ridge", "wavelet", "tv")},
     # evaluation

@@ -5,7 +5,7 @@ variance = (gamma alpha sigma)^2 + (alpha noise_std)^2. See solvers/guidance.py.
 """
 
 from predictor_corrector import PCSettings
-from solvers.guidance import GAMMA, SNR, Guidance, get_guided_solver, get_likelihood_gradient
+from solvers.guidance import Guidance, get_guided_solver, get_likelihood_gradient
 from solvers.registry import SOLVERS, Solver
 
 
@@ -18,7 +18,6 @@ def get_baseline_solver(config, experiment) -> Solver:
         experiment,
         PCSettings(own.num_levels, own.predictor, own.corrector, own.corrector_steps),
         hyper={"snr": own.snr, "gamma": own.gamma},
-        search={"snr": SNR, "gamma": GAMMA},
         get_guidance=lambda measurement, copies, hyper: Guidance(
             guide=get_likelihood_gradient(experiment, copies, hyper["gamma"])
         ),

@@ -31,37 +31,41 @@ from registry import Registry
 from solvers.registry import Hyper, Range, Solver
 
 MIN_DAMPING = 1e-5  # keeps noiseless problems with a null space solvable in float32
-SNR, SNR_PROJECTION = Range(0.1, 0.8), Range(0.2, 0.8)  # where the published search looks, for MRI
-WEIGHT, GAMMA = Range(0.0, 1.0), Range(0.1, 20.0)
+WEIGHT, GAMMA = Range(0.0, 1.0), Range(0.1, 20.0)  # where the published search looks
 
-# Factories: the inverse D of `get_projector`, from the residual (K*B,...) and mu (K*B,) to an image.
+# Factories: get(operator, measurement, copies) -> move(u, target, mu, weight), see `get_projector`.
 CONSISTENCY: Registry[Callable[[Operator, Measurement, Measurement], Callable]] = Registry("data consistency")
 
 
 @CONSISTENCY.register("least_squares")
 def get_least_squares(operator, measurement, copies):
-    """(H^H H + mu I)^-1 H^H r."""
+    """u + weight (H^H H + mu I)^-1 H^H (target - H u)."""
     invert = operator.get_damped_inverse(measurement.mask, measurement.maps)
+    mask, maps = copies.mask, copies.maps
 
-    def step(residual, mu):
-        return invert(operator.adjoint(residual, copies.mask, copies.maps), jnp.maximum(mu, MIN_DAMPING))
+    def move(u, target, mu, weight):
+        residual = target - operator.forward(u, mask, maps)
+        return u + weight * invert(operator.adjoint(residual, mask, maps), jnp.maximum(mu, MIN_DAMPING))
 
-    return step
+    return move
 
 
 @CONSISTENCY.register("pseudo_inverse")
 def get_pseudo_inverse(operator, measurement, copies):
-    """H^+ r."""
-    del copies
+    """u + weight H^+ (target - H u)."""
     pinv = operator.get_pinv(measurement.mask, measurement.maps)
-    return lambda residual, mu: pinv(residual)
+    mask, maps = copies.mask, copies.maps
+    return lambda u, target, mu, weight: u + weight * pinv(target - operator.forward(u, mask, maps))
 
 
 @CONSISTENCY.register("adjoint")
 def get_adjoint(operator, measurement, copies):
-    """H^H r."""
+    """u + weight H^H (target - H u)."""
     del measurement
-    return lambda residual, mu: operator.adjoint(residual, copies.mask, copies.maps)
+    mask, maps = copies.mask, copies.maps
+    return lambda u, target, mu, weight: (
+        u + weight * operator.adjoint(target - operator.forward(u, mask, maps), mask, maps)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,19 +78,17 @@ class Guidance:
 
 
 def get_projector(config, experiment, measurement: Measurement, copies: Measurement) -> Callable:
-    """Returns project(u, noise, sigma, weight) -> u: u + weight D (y + sigma H noise - H u); noise None for none.
+    """Returns project(u, noise, sigma, weight) -> u, moved towards H u = y + sigma H noise; noise None for none.
 
     `copies` is `measurement` (B,...) repeated to (K*B,...), the batch of u and noise; sigma and weight are ().
     """
     operator, settings = experiment.operator, config.score_sde
-    invert = CONSISTENCY[settings.consistency](operator, measurement, copies)
-    y, mask, maps = copies.y, copies.mask, copies.maps
+    move = CONSISTENCY[settings.consistency](operator, measurement, copies)
     excess = settings.damping * copies.noise_std**2
 
     def project(u, noise, sigma, weight):
-        missing = (0 if noise is None else sigma * noise) - u
-        residual = y + operator.forward(missing, mask, maps)
-        return u + weight * invert(residual, excess * (sigma**-2 + config.denoiser.sigma_data**-2))
+        added = 0 if noise is None else sigma * operator.forward(noise, copies.mask, copies.maps)
+        return move(u, copies.y + added, excess * (sigma**-2 + config.denoiser.sigma_data**-2), weight)
 
     return project
 
@@ -113,7 +115,6 @@ def get_guided_solver(
     experiment,
     settings: PCSettings,
     hyper: dict[str, float],
-    search: dict[str, Range],
     get_guidance: Callable[[Measurement, Measurement, Hyper], Guidance],
 ) -> Solver:
     """A posterior sampler of clean-data scores: K = `eval.num_samples` samples per scan in one batched call.
@@ -122,7 +123,7 @@ def get_guided_solver(
       config: uses `eval.num_samples`.
       experiment: schedule, transform, operator and denoise.
       settings: of the sampler.
-      hyper, search: of the solver; `snr` is the sampler's.
+      hyper: `snr`, which is the sampler's, and `weight` or `gamma`.
       get_guidance: get_guidance(measurement (B,...), its copies (K*B,...), hyper) -> Guidance.
     """
     number = config.eval.num_samples
@@ -143,7 +144,19 @@ def get_guided_solver(
         x = guidance.finish(sample(keys, operator.image_shape(copies.y.shape), hyper["snr"]))
         return x.reshape(number, size, *x.shape[1:])
 
-    return Solver(solve=solve, hyper=hyper, search=search, num_samples=number, nfe=len(network_calls(settings)))
+    return Solver(
+        solve=solve,
+        hyper=hyper,
+        search={name: rule for name, rule in get_search(config).items() if name in hyper},
+        num_samples=number,
+        nfe=len(network_calls(settings, schedule)),
+    )
+
+
+def get_search(config) -> dict[str, Range]:
+    """Where the published search looks: for the step sizes of Langevin dynamics further up for MRI than for CT."""
+    mri = config.data.num_coils > 0
+    return {"snr": Range(0.1, 0.8) if mri else Range(0.0, 0.4), "weight": WEIGHT, "gamma": GAMMA}
 
 
 def get_projection_guidance(config, experiment, last_weight: float | None = None) -> Callable:

@@ -5,7 +5,7 @@ The corrector 'ald' alone follows score(x) + grad_x log N(alpha y; H x, variance
 """
 
 from predictor_corrector import PCSettings
-from solvers.guidance import GAMMA, SNR, Guidance, get_guided_solver, get_likelihood_gradient
+from solvers.guidance import Guidance, get_guided_solver, get_likelihood_gradient
 from solvers.registry import SOLVERS, Solver
 
 
@@ -24,6 +24,5 @@ def get_langevin_solver(config, experiment) -> Solver:
         experiment,
         PCSettings(own.num_levels, "none", "ald", own.corrector_steps),
         hyper={"snr": own.snr, "gamma": own.gamma},
-        search={"snr": SNR, "gamma": GAMMA},
         get_guidance=get_guidance,
     )

@@ -5,7 +5,7 @@ solvers/guidance.py.
 """
 
 from predictor_corrector import PCSettings
-from solvers.guidance import SNR_PROJECTION, WEIGHT, get_guided_solver, get_projection_guidance
+from solvers.guidance import get_guided_solver, get_projection_guidance
 from solvers.registry import SOLVERS, Solver
 
 
@@ -18,6 +18,5 @@ def get_langevin_projection_solver(config, experiment) -> Solver:
         experiment,
         PCSettings(own.num_levels, "none", "ald", own.corrector_steps),
         hyper={"snr": own.snr, "weight": own.weight},
-        search={"snr": SNR_PROJECTION, "weight": WEIGHT},
         get_guidance=get_projection_guidance(config, experiment),
     )

@@ -5,7 +5,7 @@ data, noised afresh to the level of the moment; after the last step all the way,
 """
 
 from predictor_corrector import PCSettings
-from solvers.guidance import SNR_PROJECTION, WEIGHT, get_guided_solver, get_projection_guidance
+from solvers.guidance import get_guided_solver, get_projection_guidance
 from solvers.registry import SOLVERS, Solver
 
 
@@ -18,6 +18,5 @@ def get_projection_solver(config, experiment) -> Solver:
         experiment,
         PCSettings(own.num_levels, own.predictor, own.corrector, own.corrector_steps),
         hyper={"snr": own.snr, "weight": own.weight},
-        search={"snr": SNR_PROJECTION, "weight": WEIGHT},
         get_guidance=get_projection_guidance(config, experiment, last_weight=1.0),
     )

@@ -48,7 +48,7 @@ def moments(settings, schedule, snr=0.15):
     drifts, squares = (np.asarray(v, np.float64) for v in forward_sde(schedule, jnp.asarray(times, jnp.float32)))
     mean, variance = np.zeros(PIXELS), np.full(PIXELS, (alphas[0] * sigmas[0]) ** 2)
     centre = VECTORS.T @ MEAN
-    for index, purpose, _ in network_calls(settings):
+    for index, purpose, _ in network_calls(settings, schedule):
         nxt = min(index + 1, len(times) - 1)
         a, s, a2, s2 = alphas[index], sigmas[index], alphas[nxt], sigmas[nxt]
         pull = 1 / (a**2 * (VALUES + s**2))  # score = -pull (x - a m)
@@ -148,4 +148,4 @@ def test_an_example_does_not_depend_on_the_batch_it_is_drawn_in():
     ],
 )
 def test_network_calls_are_what_is_needed(settings, expected):
-    np.testing.assert_array_equal(network_calls(settings), expected)
+    np.testing.assert_array_equal(network_calls(settings, schedule_of("ve")), expected)
