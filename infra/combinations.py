@@ -10,11 +10,11 @@ from ml_collections import ConfigDict
 TASKS_OF_ENTRIES = ("acquired", "cs_mri", "box_inpainting", "random_inpainting")  # what they measure is a part of T x
 
 UNSCALED = ("edm", "ve")  # schedules whose alpha is 1, between schedule.sigma_min and sigma_max
-SYMMETRIES = {"mri": ("flip", "shift", "phase"), "images": ("mirror",)}
+SYMMETRIES = {"multicoil_fourier": ("flip", "shift", "phase"), "real_fourier": ("flip", "shift")}  # else mirror
 
 
 def _is_mri(c: ConfigDict) -> bool:
-    return c.transform.name == "multicoil_fourier"
+    return c.transform.name.endswith("_fourier")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _masks_fit_transform(c: ConfigDict) -> str | None:
 
 @_must_fit("transform.name", "data.augment")
 def _symmetries_fit_transform(c: ConfigDict) -> str | None:
-    valid = SYMMETRIES["mri" if _is_mri(c) else "images"]
+    valid = SYMMETRIES.get(c.transform.name, ("mirror",))
     bad = ", ".join(step for step in c.data.augment if step not in valid)
     if not bad:
         return None
