@@ -3,10 +3,9 @@
 NCSN++ of 32 channels with the variance-exploding SDE on images in [0,1], Adam without weight decay; the four solvers
 and their hyper-parameters are the defaults of `config.score_sde`. Differences:
 
-  one level per example        as theirs
-  the mean over pixels         they take half of the sum, which Adam and clipping to norm 1 nearly undo
-  averaged parameters          theirs keep the initial weights' share until 0.999^step has decayed, ours drop it early
-  per example                  their Langevin steps have the mean norm of a batch
+  mean over pixels      they take half of the sum, whose gradients clipping to norm 1 makes much smaller
+  averaged parameters   theirs keep the initial weights' share until 0.999^step has decayed, ours drop it early
+  Langevin steps        of each example's own norms, theirs of the means over the batch
 """
 
 from ml_collections import ConfigDict
