@@ -217,7 +217,7 @@ def get_msm_sure_loss(config, schedule, transform, masks, denoise) -> LossFn:
     it by 1/c_out^2 at rho, the level it speaks of, which has the same minimiser and less variance.
     """
     weight, prepare = get_loss_weight(config), get_prepare_fn(config, transform, masks)
-    published_weight, settings = config.denoiser.parametrization == "eps", config.loss
+    published_weight, settings = config.denoiser.parametrization != "edm", config.loss
 
     def loss(params, measurement, key):
         keys = example_keys(key, measurement.example_id)
@@ -264,7 +264,7 @@ def get_dsm_loss(config, schedule, transform, masks, denoise) -> LossFn:
         noisy = x + per_example(sigma, x) * draw_noise(transform, split_keys(keys, 3), x.shape)
         z_t = per_example(schedule.alpha(t), m.y) * transform.forward(noisy, m.maps)
         error = x - transform.adjoint(denoise(params, z_t, jnp.ones_like(m.mask), m.maps, t).z0, m.maps)
-        return weight(sigma) * real_mean(error, error, transform.real_scalars * math.prod(x.shape[1:]))
+        return weight(sigma) * real_mean(error, error, transform.to_channels(x)[0].size)
 
     return loss
 

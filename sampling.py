@@ -14,6 +14,7 @@ al. 2022, arXiv 2211.01095, which has eta 0 and 1): no further network call.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import pairwise
 
 import flax.struct
@@ -24,6 +25,8 @@ from losses import example_keys
 from models.denoiser import Denoised, per_example
 from operators.masks import MaskDistribution, get_masks, mask_sequence
 from operators.transform import Transform
+from predictor_corrector import PCSettings, get_pc_sampler, get_score_fn
+from registry import Registry
 from sde_lib import Schedule
 
 
@@ -187,21 +190,41 @@ def get_sampler(
     return sample
 
 
+METHODS: Registry[Callable] = Registry("sampling method")
+
+
 def get_sampling_fn(config, schedule, transform, denoise) -> Callable:
     """Returns sample(key, params, example_id (B,), maps, shape) -> images x (B, ...): unconditional generation.
 
     Settings from `config.sampling`; `shape` is that of the full measurement, `maps` the coils the images are seen with.
     """
+    return METHODS[config.sampling.method](config, schedule, transform, denoise)
+
+
+@METHODS.register("msm")
+def get_msm_fn(config, schedule, transform, denoise) -> Callable:
+    """Park et al.'s Algorithm 1, see `get_sampler`."""
     sampling = config.sampling
     settings = get_settings(sampling)
     masks = get_masks(config, density=sampling.mask_keep)
 
     def sample(key, params, example_id, maps, shape):
-        def bound(s_t, mask, maps, t):
-            return denoise(params, s_t, mask, maps, t)
-
-        run = get_sampler(settings, schedule, transform, masks, bound)
+        run = get_sampler(settings, schedule, transform, masks, partial(denoise, params))
         start = jnp.zeros(shape, transform.dtype)
         return transform.adjoint(run(example_keys(key, example_id), maps, start, sampling.eta), maps)
+
+    return sample
+
+
+@METHODS.register("predictor_corrector")
+def get_predictor_corrector_fn(config, schedule, transform, denoise) -> Callable:
+    """Song et al.'s sampler, for score models of clean images; see predictor_corrector.py."""
+    sampling = config.sampling
+    settings = PCSettings(sampling.num_levels, sampling.predictor, sampling.corrector, sampling.corrector_steps)
+
+    def sample(key, params, example_id, maps, shape):
+        score = get_score_fn(transform, partial(denoise, params), jnp.ones((shape[0], 1, 1, 1), bool), maps)
+        run = get_pc_sampler(settings, schedule, transform, score)
+        return run(example_keys(key, example_id), transform.image_shape(shape), sampling.snr)
 
     return sample

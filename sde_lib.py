@@ -2,7 +2,8 @@
 
 Every schedule writes a noisy measurement as `s_t = alpha(t) (s + sigma(t) n)` with n ~ N(0, I): `sigma` is the noise in
 the units of the data (sqrt((1-abar)/abar) for a variance-preserving table), so samplers and losses are the same for
-all.
+all. These two functions are also all that an SDE is, `forward_sde`: whatever has them has a forward process, its
+reverse and its probability flow (Song et al. 2021, arXiv 2011.13456).
 """
 
 import math
@@ -150,3 +151,143 @@ def get_edm(schedule) -> EDM:
         log_sigma_mean=schedule.log_sigma_mean,
         log_sigma_std=schedule.log_sigma_std,
     )
+
+
+class _Continuous:
+    """What the SDEs of Song et al. 2021 share: t in [min_time, 1], uniform in training and in sampling."""
+
+    min_time = 1e-3
+
+    @property
+    def sigma_max(self) -> float:
+        with jax.ensure_compile_time_eval():
+            return float(self.sigma(jnp.float32(1.0)))
+
+    def alpha(self, t):
+        raise NotImplementedError
+
+    def sigma(self, t):
+        raise NotImplementedError
+
+    def level(self, sigma):
+        raise NotImplementedError
+
+    def net_time(self, t):
+        return 999.0 * t  # as published for VP
+
+    def sample(self, key):
+        return jax.random.uniform(key, (), minval=self.min_time, maxval=1.0)
+
+    def grid(self, num_levels, start_sigma=math.inf):
+        first = 1.0
+        with jax.ensure_compile_time_eval():  # the levels are static, also where this is called while tracing
+            if start_sigma < self.sigma_max:
+                first = max(self.min_time, float(self.level(jnp.float32(start_sigma))))
+        return np.linspace(first, self.min_time, num_levels, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class VE(_Continuous):
+    """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t; dx = sqrt(d sigma^2 / dt) dw."""
+
+    low: float
+    high: float
+
+    min_time = 1e-5
+
+    def alpha(self, t):
+        return jnp.ones_like(t)
+
+    def sigma(self, t):
+        return self.low * (self.high / self.low) ** t
+
+    def level(self, sigma):
+        return jnp.log(sigma / self.low) / math.log(self.high / self.low)
+
+
+@SCHEDULES.register("ve")
+def get_ve(schedule) -> VE:
+    """Variance exploding; uses `schedule.sigma_min` and `schedule.sigma_max`."""
+    return VE(low=schedule.sigma_min, high=schedule.sigma_max)
+
+
+@dataclass(frozen=True)
+class VP(_Continuous):
+    """Variance preserving: dx = -beta/2 x dt + sqrt(beta) dw, beta = beta_min + t (beta_max - beta_min).
+
+    alpha = e^(-B/2) and alpha sigma = sqrt(1 - e^-B), B the integral of beta from 0 to t. With beta_min 0.1 and
+    beta_max 20 it is the limit of the DDPM table for many timesteps.
+    """
+
+    beta_min: float
+    beta_max: float
+
+    def integral(self, t):
+        """B(t)."""
+        return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2
+
+    def time(self, integral):
+        """The t with B(t) = integral, without cancellation for small ones."""
+        slope = self.beta_max - self.beta_min
+        return 2 * integral / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2 * slope * integral))
+
+    def alpha(self, t):
+        return jnp.exp(-0.5 * self.integral(t))
+
+    def sigma(self, t):
+        return jnp.sqrt(jnp.expm1(self.integral(t)))
+
+    def level(self, sigma):
+        return self.time(jnp.log1p(sigma**2))
+
+
+@SCHEDULES.register("vp")
+def get_vp(schedule) -> VP:
+    """Variance preserving; uses `schedule.beta_min` and `schedule.beta_max`."""
+    return VP(beta_min=schedule.beta_min, beta_max=schedule.beta_max)
+
+
+@dataclass(frozen=True)
+class SubVP(VP):
+    """The SDE with VP's drift and less noise: alpha sigma = 1 - e^-B, so sigma = 2 sinh(B/2)."""
+
+    def sigma(self, t):
+        return 2.0 * jnp.sinh(0.5 * self.integral(t))
+
+    def level(self, sigma):
+        return self.time(2.0 * jnp.arcsinh(0.5 * sigma))
+
+
+@SCHEDULES.register("subvp")
+def get_subvp(schedule) -> SubVP:
+    """Sub-VP; uses `schedule.beta_min` and `schedule.beta_max`."""
+    return SubVP(beta_min=schedule.beta_min, beta_max=schedule.beta_max)
+
+
+def forward_sde(schedule: Schedule, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(f, g^2) of the SDE dx = f x dt + g dw whose marginals are x_t = alpha (x + sigma n).
+
+    f = d log alpha / dt,  g^2 = alpha^2 d sigma^2 / dt
+
+    Args:
+      schedule: any; DDPM's table is taken as linear in log sigma between timesteps.
+      t: levels, any shape.
+    """
+    one = jnp.ones_like(t)
+    _, drift = jax.jvp(lambda s: jnp.log(schedule.alpha(s)), (t,), (one,))
+    _, growth = jax.jvp(lambda s: schedule.sigma(s) ** 2, (t,), (one,))
+    return drift, schedule.alpha(t) ** 2 * growth
+
+
+def reverse_drift(schedule: Schedule, t: jax.Array, x: jax.Array, score: jax.Array, flow: bool = False) -> jax.Array:
+    """dx/dt without its noise, backwards in time: f x - g^2 score of the reverse SDE, f x - g^2/2 score of the flow.
+
+    Args:
+      schedule: any.
+      t: () the level.
+      x: (B,...) at that level.
+      score: gradient of log p_t at x, its shape.
+      flow: the probability-flow ODE, whose solutions have the SDE's marginals without any noise.
+    """
+    drift, squared = forward_sde(schedule, t)
+    return drift * x - (0.5 if flow else 1.0) * squared * score

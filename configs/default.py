@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     config.training = _training()
     config.sampling = _sampling()
     config.solver = _solver()
+    config.score_sde = _score_sde()
     config.task = _task()
     config.baselines = _baselines()
     config.eval = _eval()
@@ -55,7 +56,7 @@ def _masks() -> ConfigDict:
 def _model() -> ConfigDict:
     """The network."""
     model = ConfigDict()
-    model.name = "adm"
+    model.name = "adm"  # adm | ncsnpp
     model.num_channels = 64
     model.channel_mult = (1, 2, 2)
     model.num_res_blocks = 1
@@ -65,13 +66,22 @@ def _model() -> ConfigDict:
     model.patch_size = 1  # space-to-depth factor before the first convolution
     model.dtype = "float32"  # compute type: float32 | bfloat16; parameters stay float32
     model.remat = False  # recompute activations in the backward pass: less memory, about a third more time
+    model.ncsnpp = ConfigDict()  # of model.name ncsnpp only; it has no use for the numbers of heads
+    model.ncsnpp.embedding = "fourier"  # fourier: told the noise level | positional: told the timestep
+    model.ncsnpp.fourier_scale = 16.0
+    model.ncsnpp.fir = True  # resample with the filter (1,3,3,1); False: mean of 2x2 pixels
+    model.ncsnpp.skip_rescale = True  # divide sums of two branches by sqrt(2)
+    model.ncsnpp.progressive = "output_skip"  # output_skip | residual | none
+    model.ncsnpp.progressive_input = "input_skip"  # input_skip | residual | none
+    model.ncsnpp.scale_by_sigma = True  # divide the output by the noise level
+    model.ncsnpp.centered = True  # images are in [-1,1]; False: in [0,1]
     return model
 
 
 def _denoiser() -> ConfigDict:
     """From a partial measurement to an estimate, around the network."""
     denoiser = ConfigDict()
-    denoiser.parametrization = "edm"  # edm | eps
+    denoiser.parametrization = "edm"  # edm | eps | score
     denoiser.sandwich = "wiener"  # wiener | adjoint
     denoiser.cg_steps = 4
     denoiser.sigma_data = 0.3  # standard deviation of an image per real scalar
@@ -81,13 +91,15 @@ def _denoiser() -> ConfigDict:
 def _schedule() -> ConfigDict:
     """Noise levels of training and sampling."""
     schedule = ConfigDict()
-    schedule.name = "edm"  # edm | ddpm
-    schedule.sigma_min = 0.005
+    schedule.name = "edm"  # edm | ddpm | ve | vp | subvp
+    schedule.sigma_min = 0.005  # edm and ve
     schedule.sigma_max = 20.0
     schedule.rho = 7.0  # spacing of Karras' sampling grid
     schedule.log_sigma_mean = -1.0
     schedule.log_sigma_std = 1.2
     schedule.train_stride = 5  # ddpm only: train on timesteps 0, 5, ..., 995
+    schedule.beta_min = 0.1  # vp and subvp: beta(t) from 0 to 1
+    schedule.beta_max = 20.0
     return schedule
 
 
@@ -135,6 +147,7 @@ def _training() -> ConfigDict:
 def _sampling() -> ConfigDict:
     """Images drawn from the prior, mode sample."""
     sampling = ConfigDict()
+    sampling.method = "msm"  # msm | predictor_corrector: for score models of clean images
     sampling.num_levels = 50
     sampling.w = 1  # masks per level
     sampling.mask_keep = 1.0  # density of sampling masks; 0 draws from p(S), 1 is the whole measurement in one call
@@ -144,6 +157,12 @@ def _sampling() -> ConfigDict:
     sampling.step = "ddim"  # ddim | renoise: what eta means, see sampling.py
     sampling.order = 1  # 1 | 2: a second-order step costs no further network call, see sampling.py
     sampling.eta = 1.0  # share of fresh noise in a step
+    sampling.predictor = (
+        "reverse_diffusion"  # this and the next three: predictor_corrector only, as in config.score_sde
+    )
+    sampling.corrector = "langevin"
+    sampling.corrector_steps = 1
+    sampling.snr = 0.16  # size of a Langevin step
     sampling.num_images = 16  # --mode sample
     sampling.batch_size = 8  # images drawn at once, over all devices; images do not depend on it
     sampling.folder = "generated"  # inside workdir/samples
@@ -173,6 +192,26 @@ def _solver() -> ConfigDict:
     solver.eta = 1.0
     solver.temperature = 1.0  # stretches the samples about their mean; --mode=tune finds it by objective crps
     return solver
+
+
+def _score_sde() -> ConfigDict:
+    """Of the solvers of Song et al. 2022 (solvers/guidance.py), as published for MRI."""
+    score_sde = ConfigDict()
+    score_sde.consistency = "least_squares"  # least_squares | pseudo_inverse | adjoint, see solvers/guidance.py
+    score_sde.damping = 1.0  # of least_squares, as solver.damping
+    for name, num_levels, corrector_steps, snr, strength in (
+        ("projection", 1000, 1, 0.517, {"weight": 1.0}),  # weight: lambda, the share of the step towards the data
+        ("langevin_projection", 700, 3, 0.386, {"weight": 1.0}),
+        ("baseline", 1000, 1, 0.608, {"gamma": 1.231}),  # gamma: std of the likelihood over that of the noise level
+        ("langevin", 700, 3, 0.212, {"gamma": 0.713}),
+    ):
+        score_sde[name] = ConfigDict({"num_levels": num_levels, "corrector_steps": corrector_steps, "snr": snr})
+        score_sde[name].update(strength)
+    for name in ("projection", "baseline"):  # the other two are annealed Langevin dynamics alone
+        # reverse_diffusion | euler_maruyama | ancestral | probability_flow | none
+        score_sde[name].predictor = "reverse_diffusion"
+        score_sde[name].corrector = "langevin"  # langevin | ald | none
+    return score_sde
 
 
 def _task() -> ConfigDict:

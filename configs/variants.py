@@ -37,6 +37,8 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.training.log_every = config.training.resume_every = 1
     config.training.checkpoint_every = config.training.sample_every = 2
     config.solver.num_levels = config.sampling.num_levels = 3
+    for solver in ("projection", "langevin_projection", "baseline", "langevin"):
+        config.score_sde[solver].num_levels = 2
     config.eval.batch_size = 4
     config.eval.max_examples = 6
     config.eval.num_samples = 2

@@ -10,12 +10,12 @@ from ml_collections import ConfigDict
 TASKS_OF_ENTRIES = ("acquired", "cs_mri", "box_inpainting", "random_inpainting")  # what they measure is a part of T x
 
 TASKS_OF_CT = ("sparse_ct", "mar", "sparse_mar")
-
-SYMMETRIES = {"mri": ("flip", "shift", "phase"), "images": ("mirror",)}
+UNSCALED = ("edm", "ve")  # schedules whose alpha is 1, between schedule.sigma_min and sigma_max
+SYMMETRIES = {"multicoil_fourier": ("flip", "shift", "phase"), "real_fourier": ("flip", "shift")}  # else mirror
 
 
 def _is_mri(c: ConfigDict) -> bool:
-    return c.transform.name == "multicoil_fourier"
+    return c.transform.name.endswith("_fourier")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ def _noise_levels_ascend(c: ConfigDict) -> str | None:
 @_must_fit("schedule.name", "schedule.sigma_min", "solver.start_sigma")
 def _start_is_noisier_than_the_end(c: ConfigDict) -> str | None:
     start, low = c.solver.start_sigma, c.schedule.sigma_min
-    if c.schedule.name != "edm" or start > low:
+    if c.schedule.name not in UNSCALED or start > low:
         return None
     return f"solver.start_sigma is {start}: it must be more than schedule.sigma_min ({low})"
 
@@ -72,6 +72,7 @@ def _image_divides_into_levels(c: ConfigDict) -> str | None:
 
 
 @_must_fit(
+    "model.name",
     "data.image_size",
     "model.patch_size",
     "model.channel_mult",
@@ -82,6 +83,8 @@ def _image_divides_into_levels(c: ConfigDict) -> str | None:
 )
 def _attention_divides_into_heads(c: ConfigDict) -> str | None:
     m = c.model
+    if m.name != "adm":
+        return None
     used = {m.channel_mult[-1]}  # the block in the middle always has attention
     for level, mult in enumerate(m.channel_mult):
         if c.data.image_size // m.patch_size // 2**level in tuple(m.attention_resolutions):
@@ -91,6 +94,43 @@ def _attention_divides_into_heads(c: ConfigDict) -> str | None:
     if not bad:
         return None
     return f"model.{key} is {m[key]}: it must divide the {', '.join(map(str, bad))} channels of the attention blocks"
+
+
+@_must_fit("model.name", "model.ncsnpp.embedding", "denoiser.parametrization")
+def _score_networks_are_told_the_noise_level(c: ConfigDict) -> str | None:
+    told, asked = c.model.name == "ncsnpp" and c.model.ncsnpp.embedding == "fourier", c.denoiser.parametrization
+    if told == (asked == "score"):
+        return None
+    network = f"{c.model.name!r}" + (
+        f" with embedding {c.model.ncsnpp.embedding!r}" if c.model.name == "ncsnpp" else ""
+    )
+    needed = "'score', which tells it the noise level" if told else "eps or edm, which tell it the timestep"
+    return f"denoiser.parametrization is {asked!r}: model.name {network} needs {needed}"
+
+
+@_must_fit("denoiser.parametrization", "schedule.name")
+def _scores_are_of_unscaled_images(c: ConfigDict) -> str | None:
+    if c.denoiser.parametrization != "score" or c.schedule.name in UNSCALED:
+        return None
+    return f"schedule.name is {c.schedule.name!r}: denoiser.parametrization 'score' needs {' or '.join(UNSCALED)}"
+
+
+@_must_fit(
+    *(f"model.ncsnpp.{key}" for key in ("embedding", "fir", "progressive", "progressive_input", "scale_by_sigma"))
+)
+def _ncsnpp_branches_fit(c: ConfigDict) -> str | None:
+    own = c.model.ncsnpp
+    if own.scale_by_sigma and own.embedding != "fourier":
+        return "model.ncsnpp.scale_by_sigma is True: only embedding 'fourier' is told the noise level; set it to False"
+    if not own.fir and "residual" in (own.progressive, own.progressive_input):
+        return "model.ncsnpp.fir is False: progressive or progressive_input 'residual' resample with the filter"
+    return None
+
+
+@_must_fit("schedule.beta_min", "schedule.beta_max")
+def _betas_ascend(c: ConfigDict) -> str | None:
+    low, high = c.schedule.beta_min, c.schedule.beta_max
+    return None if low < high else f"schedule.beta_min is {low}: it must be less than schedule.beta_max ({high})"
 
 
 @_must_fit("transform.name", "data.num_coils")
@@ -111,7 +151,7 @@ def _masks_fit_transform(c: ConfigDict) -> str | None:
 
 @_must_fit("transform.name", "data.augment")
 def _symmetries_fit_transform(c: ConfigDict) -> str | None:
-    valid = SYMMETRIES["mri" if _is_mri(c) else "images"]
+    valid = SYMMETRIES.get(c.transform.name, ("mirror",))
     bad = ", ".join(step for step in c.data.augment if step not in valid)
     if not bad:
         return None

@@ -23,7 +23,7 @@ from infra.errors import UserError
 from infra.extractor import get_extractor, load_digest, load_features
 from infra.progress import Progress
 from infra.report import write_metrics_csv, write_summary
-from infra.settings import SAMPLER  # what drawn images depend on; the rest of config.sampling says how many
+from infra.settings import DRAWING  # what drawn images depend on; the rest of config.sampling says how many
 from operators.measurement import Measurement
 from operators.transform import get_transform
 from sampling import get_sampling_fn
@@ -109,7 +109,7 @@ def plan(config, folder: Path, told: Any) -> list[Round]:
 def _told(experiment, params, acquisition_count: int) -> tuple:
     config = experiment.config
     sections = {name: config[name].to_dict() for name in ("denoiser", "schedule", "transform", "model", "masks")}
-    sampler = {name: config.sampling[name] for name in SAMPLER}
+    sampler = {name: config.sampling[name] for name in DRAWING}
     info = {k: v for k, v in datasets.dataset_info(config).items() if k not in ("notes", "licences", "versions")}
     return (
         config.seed,
@@ -337,7 +337,7 @@ def _facts(config, step: int, command: str, judge: Judge) -> dict[str, Any]:
         "coil maps": f"of the {info['counts']['train']} training acquisitions in turn"
         if config.data.num_coils
         else "none",
-        "sampler": {name: settings[name] for name in SAMPLER},
+        "sampler": {name: settings[name] for name in DRAWING},
         "seed": config.seed,
         "features": settings.features,
         "reference images": settings.reference_features or held_out,

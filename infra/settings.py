@@ -19,6 +19,23 @@ SAMPLER = {  # shared by config.sampling and config.solver
     "eta": number(0, 1),
 }
 
+STRENGTH = {"weight": number(0, 1), "gamma": number(above=0)}
+LANGEVIN = {"corrector_steps": integer(1), "snr": number(0)}
+PREDICTOR_CORRECTOR = {
+    **LANGEVIN,
+    "predictor": name(registered("predictor_corrector", "PREDICTORS")),
+    "corrector": name(registered("predictor_corrector", "CORRECTORS")),
+}
+
+DRAWING = ("method", *SAMPLER, *PREDICTOR_CORRECTOR)  # of config.sampling
+
+SCORE_SOLVERS = {
+    "projection": ("weight", PREDICTOR_CORRECTOR),
+    "langevin_projection": ("weight", LANGEVIN),
+    "baseline": ("gamma", PREDICTOR_CORRECTOR),
+    "langevin": ("gamma", LANGEVIN),
+}
+
 SETTINGS: dict[str, Rule] = {
     "seed": integer(0, 2**32 - 1),
     # data
@@ -45,6 +62,11 @@ SETTINGS: dict[str, Rule] = {
     "model.patch_size": integer(1),
     "model.dtype": choice("float32", "bfloat16"),
     "model.remat": flag(),
+    "model.ncsnpp.embedding": choice("fourier", "positional"),
+    "model.ncsnpp.fourier_scale": number(above=0),
+    "model.ncsnpp.progressive": choice("output_skip", "residual", "none"),
+    "model.ncsnpp.progressive_input": choice("input_skip", "residual", "none"),
+    **{f"model.ncsnpp.{key}": flag() for key in ("fir", "skip_rescale", "scale_by_sigma", "centered")},
     # denoiser and schedule
     "denoiser.parametrization": name(registered("models.denoiser", "PARAMETRIZATIONS")),
     "denoiser.sandwich": name(registered("models.denoiser", "SANDWICHES")),
@@ -57,6 +79,8 @@ SETTINGS: dict[str, Rule] = {
     "schedule.log_sigma_mean": number(),
     "schedule.log_sigma_std": number(above=0),
     "schedule.train_stride": integer(1, 1000),
+    "schedule.beta_min": number(above=0),
+    "schedule.beta_max": number(above=0),
     # training
     "loss.name": name(registered("losses", "LOSSES")),
     "loss.reduction": choice("observed", "all"),
@@ -83,6 +107,8 @@ SETTINGS: dict[str, Rule] = {
     "training.picture_solver": SOLVER,
     # sampling and reconstruction
     **{f"sampling.{key}": rule for key, rule in SAMPLER.items()},
+    "sampling.method": name(registered("sampling", "METHODS")),
+    **{f"sampling.{key}": rule for key, rule in PREDICTOR_CORRECTOR.items()},
     "sampling.num_images": integer(1),
     "sampling.batch_size": integer(1),
     "sampling.folder": folder_inside(()),
@@ -97,6 +123,13 @@ SETTINGS: dict[str, Rule] = {
     "solver.damping": number(0),
     "solver.gamma": number(0),
     "solver.temperature": number(above=0),
+    "score_sde.consistency": name(registered("solvers.guidance", "CONSISTENCY")),
+    "score_sde.damping": number(0),
+    **{
+        f"score_sde.{solver}.{key}": rule
+        for solver, (strength, rules) in SCORE_SOLVERS.items()
+        for key, rule in {"num_levels": integer(1), strength: STRENGTH[strength], **rules}.items()
+    },
     **{f"baselines.{name}": number(0) for name in ("ridge", "wavelet", "tv")},
     "baselines.fbp_window": name(registered("operators.ct", "WINDOWS")),
     # evaluation

@@ -107,6 +107,19 @@ def get_eps(denoiser, transform: Transform, net: Callable) -> Callable:
     return estimate
 
 
+@PARAMETRIZATIONS.register("score")
+def get_score(denoiser, transform: Transform, net: Callable) -> Callable:
+    """x0 = x_in + sigma^2 net(x_in, sigma): the network is the score, told the noise level (Song et al. 2021, VE)."""
+    del denoiser
+
+    def estimate(params, x_in, sigma, time):
+        del time
+        score = transform.from_channels(net(params, transform.to_channels(x_in), sigma))
+        return x_in + per_example(sigma**2, x_in) * score
+
+    return estimate
+
+
 @PARAMETRIZATIONS.register("edm")
 def get_edm(denoiser, transform: Transform, net: Callable) -> Callable:
     """x0 = x_in + c_out net(c_in x_in, log sigma) around the Wiener estimate (Karras et al. 2022).
@@ -127,7 +140,7 @@ def get_edm(denoiser, transform: Transform, net: Callable) -> Callable:
 
 
 def get_loss_weight(config) -> Callable[[jax.Array], jax.Array]:
-    """Returns weight(sigma): 1/sigma^2 for 'eps' (the plain noise loss), 1/c_out^2 for 'edm'."""
-    if config.denoiser.parametrization == "eps":
+    """Returns weight(sigma): 1/sigma^2 for 'eps' and 'score' (the plain noise loss), 1/c_out^2 for 'edm'."""
+    if config.denoiser.parametrization != "edm":
         return lambda sigma: sigma**-2
     return lambda sigma: sigma**-2 + config.denoiser.sigma_data**-2

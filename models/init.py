@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from models.layers import uniform_bound
+from models import layers
 
 
 def param_shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -26,10 +26,11 @@ def _generator(seed: int, path: tuple[str, ...]) -> np.random.Generator:
 
 
 def init_params(model: nn.Module, seed: int, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Draws initial parameters as the published PyTorch network does.
+    """Draws initial parameters as the published network does.
 
-    Kernels and biases are uniform in +-1/sqrt(fan_in), normalisation scales 1 and biases 0, and the layers named in
-    `layers.ZERO_INIT_LAYERS` (last convolution of a block, attention projection, output) are 0.
+    Kernels and biases are uniform within the network's `initial_bounds`; without, +-1/sqrt(fan_in), PyTorch's default.
+    Normalisation scales are 1 and biases 0, the layers named in `layers.ZERO_INIT_LAYERS` (last convolution of a block,
+    attention projection, output) are 0, frequencies of Fourier features normal with the network's `fourier_scale`.
 
     Args:
       model: network from `get_model`.
@@ -40,13 +41,18 @@ def init_params(model: nn.Module, seed: int, image_shape: tuple[int, int, int]) 
       Nested dict of float32 numpy arrays for `model.apply({"params": ...}, ...)`.
     """
     shapes: dict[tuple[str, ...], Any] = dict(flatten_dict(param_shapes(model, image_shape)))
+    bounds = getattr(model, "initial_bounds", layers.initial_bounds)
     params = {}
     for path, leaf in shapes.items():
         kernel = shapes.get((*path[:-1], "kernel"))
+        if path[-1] == "frequencies":
+            draws = _generator(seed, path).standard_normal(leaf.shape, np.float32)
+            params[path] = getattr(model, "fourier_scale", 1.0) * draws
+            continue
         if kernel is None:  # normalisation
             params[path] = np.full(leaf.shape, 1.0 if path[-1] == "scale" else 0.0, np.float32)
             continue
-        bound = uniform_bound(path[-2], int(np.prod(kernel.shape[:-1])))
+        bound = bounds(path[-2], kernel.shape)[path[-1] == "bias"]
         values = np.zeros(leaf.shape, np.float32)
         if bound:
             _generator(seed, path).random(out=values, dtype=np.float32)

@@ -22,6 +22,12 @@ def uniform_bound(layer_name: str, fan_in: int) -> float:
     return 0.0 if layer_name in ZERO_INIT_LAYERS else 1.0 / math.sqrt(fan_in)
 
 
+def initial_bounds(layer_name: str, kernel_shape: tuple[int, ...]) -> tuple[float, float]:
+    """`uniform_bound` of a kernel and of its bias."""
+    bound = uniform_bound(layer_name, math.prod(kernel_shape[:-1]))
+    return bound, bound
+
+
 def _uniform(bound: float):
     return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound) if bound else jnp.zeros(shape)
 
@@ -58,15 +64,15 @@ class Linear(nn.Module):
         return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
 
 
-def num_groups(channels: int) -> int:
-    """Returns the largest divisor of `channels` that is at most 32: 32 for every published size, 24 for 48 channels."""
-    return max(g for g in range(1, min(channels, MAX_GROUPS) + 1) if channels % g == 0)
+def num_groups(channels: int, most: int = MAX_GROUPS) -> int:
+    """Returns the largest divisor of `channels` that is at most `most`: 32 for every published size, 24 for 48."""
+    return max(g for g in range(1, min(channels, most) + 1) if channels % g == 0)
 
 
-def _group_mean(per_channel_BxC: jax.Array) -> jax.Array:
-    """Means over the channels of each group, repeated for each channel: (B,C) -> (B,C)."""
+def _group_mean(per_channel_BxC: jax.Array, most: int) -> jax.Array:
+    """Means over the channels of each of at most `most` groups, repeated for each channel: (B,C) -> (B,C)."""
     batch, channels = per_channel_BxC.shape
-    grouped = per_channel_BxC.reshape(batch, num_groups(channels), -1)
+    grouped = per_channel_BxC.reshape(batch, num_groups(channels, most), -1)
     return jnp.broadcast_to(grouped.mean(-1, keepdims=True), grouped.shape).reshape(batch, channels)
 
 
@@ -78,6 +84,7 @@ class GroupNorm(nn.Module):
     """
 
     epsilon: float = 1e-5
+    most_groups: int = MAX_GROUPS
 
     @nn.compact
     def __call__(self, x_BxHxWxC, scale_BxC=None, shift_BxC=None):
@@ -85,8 +92,8 @@ class GroupNorm(nn.Module):
         weight = self.param("scale", lambda _, shape: jnp.ones(shape), (channels,))
         bias = self.param("bias", lambda _, shape: jnp.zeros(shape), (channels,))
         x = x_BxHxWxC.astype(jnp.float32)
-        centred = x - _group_mean(x.mean((1, 2)))[:, None, None, :]
-        variance_BxC = _group_mean(jnp.square(centred).mean((1, 2)))
+        centred = x - _group_mean(x.mean((1, 2)), self.most_groups)[:, None, None, :]
+        variance_BxC = _group_mean(jnp.square(centred).mean((1, 2)), self.most_groups)
         gain_BxC = jax.lax.rsqrt(variance_BxC + self.epsilon) * weight
         if scale_BxC is not None:
             gain_BxC = gain_BxC * (1 + scale_BxC)

@@ -32,7 +32,7 @@ def get_damped_inverse(transform: Transform, mask: Array, maps: Array | None, cg
     b. With mu = 0 it is the pseudo-inverse (T^H S T)^+ b, for b in the range of T^H S (conjugate gradients: as far as
     their steps lead).
     """
-    if isinstance(transform, MultiCoilFourier) and maps is not None and mask.shape[-2] == 1:
+    if type(transform) is MultiCoilFourier and maps is not None and mask.shape[-2] == 1:
         return _row_solver(mask, maps)
     if type(transform) is Identity:  # of a subclass T may be anything
         return lambda b, mu: damped_reciprocal(every_copy(mask, b.shape[0]), per_image(mu, b)) * b

@@ -60,7 +60,7 @@ def get_transform(config) -> Transform:
 
 def normal(transform: Transform, x: jax.Array, mask: Array, maps: Array | None) -> jax.Array:
     """T^H S T x: what sampling at `mask` (bool, broadcastable to z) and going back does to an image."""
-    if isinstance(transform, MultiCoilFourier) and maps is not None and mask.shape[-2] == 1:
+    if type(transform) is MultiCoilFourier and maps is not None and mask.shape[-2] == 1:
         # Masks of whole columns leave the readout alone: its transform cancels, which halves the work.
         z = jnp.where(mask, fft2c(maps * x[..., None, :, :], COLUMNS), 0)
         return jnp.sum(jnp.conj(maps) * ifft2c(z, COLUMNS), axis=-3)
@@ -133,3 +133,31 @@ class MultiCoilFourier:
 
     def image_shape(self, measurement_shape):
         return (measurement_shape[0], *measurement_shape[2:])
+
+
+@TRANSFORMS.register("real_fourier")
+class RealFourier(MultiCoilFourier):
+    """T = F C of images without phase: x (B,H,W) complex64 whose imaginary part is 0, one channel in the network.
+
+    T^H takes the real part of what `multicoil_fourier` has, so that <T x, z> = <x, T^H z> in real arithmetic.
+    """
+
+    channels = 1
+
+    def adjoint(self, z, maps):
+        return _without_phase(super().adjoint(z, maps))
+
+    def to_channels(self, x):
+        return x.real[..., None]
+
+    def from_channels(self, channels):
+        return channels[..., 0].astype(jnp.complex64)
+
+    def noise(self, key, shape):
+        """As of every transform; real for the two axes of an image."""
+        noise = super().noise(key, shape)
+        return _without_phase(noise) if len(shape) == 2 else noise
+
+
+def _without_phase(x: jax.Array) -> jax.Array:
+    return x.real.astype(x.dtype)

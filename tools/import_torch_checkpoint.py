@@ -10,7 +10,6 @@ and denoiser. The authors' trainer writes modelNNNNNN.pt and ema_0.9999_NNNNNN.p
 average. Files that hold several, under names like model and ema, need --key.
 """
 
-import hashlib
 import re
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import run_lib
-from infra import checkpoints, command_line, config_check, workdir
+from infra import command_line, config_check, imported
 from infra.errors import UserError
 from models.torch_import import drop_variances, read_state_dict, state_dict_to_params
 
@@ -54,16 +53,11 @@ def import_checkpoint(
     params = state_dict_to_params(state_dict, config.model, run_lib.build(config).template_params())
     if bad := [name for name, value in state_dict.items() if not np.isfinite(value).all()]:
         raise UserError(f"checkpoint {checkpoint}: {', '.join(bad[:5])} not finite ({len(bad)} arrays): a failed run's")
-    if any((folder / checkpoints.KEPT).glob("*")):
-        raise UserError(f"{folder} has checkpoints already: choose another --workdir")
     if step is None:
         named = re.fullmatch(r"(?:model|ema_[\d.]+_)(\d+)\.pt", checkpoint.name)
         step = int(named[1]) if named else 0
-    with open(checkpoint, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    source = {"file": checkpoint.name, "sha256": digest, "key": key, "variances_dropped": variances}
-    with workdir.open_workdir(folder, config, "import") as run:
-        return checkpoints.export_params(run.root, params, step, {"step": step, "imported_from": source})
+    source = {"key": key, "variances_dropped": variances}
+    return imported.write_workdir(config, params, folder, checkpoint, step, source)
 
 
 def main(argv: list[str]) -> None:

@@ -98,7 +98,7 @@ def posterior_config(toy, schedule="edm", **changes):
     return config
 
 
-def solve(toy, measurement, config, transforms, hyper, denoise=None):
+def solve(toy, measurement, config, transforms, hyper, denoise=None, name="msm"):
     """(K,pixels): the samples of the project's solver."""
     schedule, transform = get_schedule(config), transforms[toy.transform]()
     exact = denoise or get_exact_denoiser(toy, schedule, config.solver.num_levels)
@@ -110,7 +110,7 @@ def solve(toy, measurement, config, transforms, hyper, denoise=None):
         masks=get_masks(config),
         denoise=lambda params, s_t, mask, maps, t: exact(s_t, mask, maps, t),
     )
-    solver = get_solver(config, experiment, "msm")
+    solver = get_solver(config, experiment, name)
     x = jax.jit(solver.solve)(jax.random.key(0), None, measurement, {**solver.hyper, **hyper})
     return np.asarray(x).reshape(x.shape[0], -1)
 
