@@ -54,7 +54,6 @@ def reconstruct(config: ConfigDict, raw: RawVolume, options: Options, name: str,
     """
     config.data.image_size = options.size
     config.data.num_coils = min(raw.kspace.shape[1], options.coils or raw.kspace.shape[1])
-    config.masks.acs_lines = 0  # p(S) of training is no part of the scan; the sampler takes whole measurements
     config.task.name = "acquired"
     config_check.check(config)
     measures, absent = get_metrics(config)
