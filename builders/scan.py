@@ -79,7 +79,7 @@ class Scan:
       facts: plain values: 'slices' numbers in the file, 'scale', 'noise_std' per real scalar in the units of y,
         'noise_from', 'steps' in their order, 'matrix', 'coils', 'pixel_mm' (rows, columns, thickness) if known,
         'full' whether fully sampled, 'lines' whether masks are, 'acs_lines' of the narrowest mask, 'kept' share of
-        entries. `builders/scans.py` adds 'subject'.
+        entries. `builders/scans.py` adds 'subject', a name that tells patients apart.
     """
 
     y: np.ndarray

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import logging
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -121,7 +122,7 @@ class ScanAcquisitions(_Scans, skip_registration=True):
         config = self.builder_config
         y, mask = scan.y[index], scan.masks[index]
         if config.name == "full":
-            assert scan.full is not None  # of scans that were prepared for it
+            assert scan.full is not None  # of scans that were prepared for it; the archive's padding counts as measured
             y, mask = scan.full[index], np.ones_like(mask)
         if not config.lines:
             mask = np.broadcast_to(mask, (1, config.size, config.size))
@@ -243,7 +244,8 @@ class RawScans:
             return str(error).replace(f"{self.folder}{os.sep}", "")
         except OSError as error:  # of h5py: a file that was cut
             return f"cannot be read ({' '.join(str(error).split())[:150]})"
-        scan.facts["subject"] = str(raw.header.get("patient_id") or name)
+        patient = str(raw.header.get("patient_id", ""))  # stays in the raw file: the store only tells patients apart
+        scan.facts["subject"] = hashlib.sha256(patient.encode()).hexdigest()[:16] if patient else name
         save_scan(path, scan)
         return Stored(name, first_id, path, scan.facts)
 
@@ -251,7 +253,8 @@ class RawScans:
         row = None if self._table is None else self._table[Path(name).stem]
         if row is None or (row.start is None and row.stop is None):
             return self.options
-        ends = ("" if end is None else str(end) for end in (row.start, row.stop))
+        default = self.options.slices.split(":")
+        ends = (text if end is None else str(end) for text, end in zip(default, (row.start, row.stop), strict=True))
         return dataclasses.replace(self.options, slices=":".join(ends))
 
     def get_builders(self, folder: Path) -> dict[str, tfds.core.GeneratorBasedBuilder]:
@@ -307,10 +310,7 @@ class RawScans:
 
     def finish(self) -> None:
         """Deletes the prepared scans: the store holds them."""
-        for path in self.partial.glob("*.npz"):
-            path.unlink()
-        if self.partial.exists():
-            self.partial.rmdir()
+        shutil.rmtree(self.partial, ignore_errors=True)
 
 
 def _notes(facts: Sequence[Mapping[str, Any]], retrospective: bool) -> list[str]:

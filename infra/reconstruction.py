@@ -67,8 +67,9 @@ def write_report(
     settings, images = config.eval, config.data.num_coils == 0
     merged = evaluation.merge_rounds(done)
     rows, volumes = evaluation.measure_round(merged, measures=measures), evaluation.measure_volumes(merged)
+    what = info.get("scan", f"{settings.split} {'images' if images else 'scans'}")
     facts = {
-        "title": f"Reconstruction of {settings.split} {'images' if images else 'scans'}",
+        "title": f"Reconstruction of {what}",
         "notes": info.get("notes", []),
         "command": command,
         "checkpoint": settings.checkpoint or "this workdir",
@@ -77,7 +78,7 @@ def write_report(
         "image size": config.data.image_size,
         **({} if images else {"coils": config.data.num_coils}),
         **_measurement_facts(config, task, info, merged["mask"]),
-        "split": f"{settings.split} of {config.data.dir}",
+        **({} if "scan" in info else {"split": f"{settings.split} of {config.data.dir}"}),
         "seed": config.seed,
         "hyper-parameters": {name: dict(s.hyper) for name, s in solvers.items() if s.hyper},
         **({"tuned by": settings.tuned} if settings.tuned else {}),

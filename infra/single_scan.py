@@ -54,7 +54,6 @@ def reconstruct(config: ConfigDict, raw: RawVolume, options: Options, name: str,
     """
     config.data.image_size = options.size
     config.data.num_coils = min(raw.kspace.shape[1], options.coils or raw.kspace.shape[1])
-    config.masks.acs_lines = 0  # p(S) of training is no part of the scan; the sampler takes whole measurements
     config.task.name = "acquired"
     config_check.check(config)
     measures, absent = get_metrics(config)
@@ -66,6 +65,7 @@ def reconstruct(config: ConfigDict, raw: RawVolume, options: Options, name: str,
     workdir.check_checkpoint_config(config.eval.checkpoint, config)
     params, step = checkpoints.load_ema_params(config.eval.checkpoint, experiment.template_params())
     info = {
+        "scan": name,
         "settings": {"noise_std": scan.facts["noise_std"]},
         "acceleration": {"effective": round(1 / scan.facts["kept"], 2)},
         "notes": [f"{name}: {'; '.join(scan.facts['steps'])}; noise from the {scan.facts['noise_from']}."],
@@ -96,4 +96,5 @@ def reconstruct(config: ConfigDict, raw: RawVolume, options: Options, name: str,
         return np.concatenate([arrays[f"{chosen}/{what}"] for arrays in done])[real] * np.float32(scale)
 
     std = joined("std") if f"{chosen}/std" in done[0] else None
-    return Volume(name, joined("mean"), std, scan.facts.get("pixel_mm"), raw.header)
+    pixel_mm = tuple(scan.facts["pixel_mm"]) if "pixel_mm" in scan.facts else None
+    return Volume(name, joined("mean"), std, pixel_mm, raw.header)
