@@ -4,14 +4,15 @@ A measure compares two images or, where it says so, two volumes; nothing here ag
 numpy arrays, (H,W) complex or (H,W,channels) real in [-1, 1].
 
   psnr, ssim, nmse           of reference and result as they are
-  SETS, get_metrics(config)  the columns of an evaluation: 'standard', which has LPIPS where its weights are at hand,
-                             and 'paper', what the published MSM code measures
+  SETS, get_metrics(config)  the columns of an evaluation: 'standard', which has LPIPS where its weights are at hand;
+                             'paper', what the published MSM code measures; 'clipped', 'disc', 'disc_histogram' and
+                             'mar', what the published score-SDE code measures (arXiv 2111.08005)
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -202,6 +203,108 @@ def get_paper(distance: Lpips | None, network: str) -> tuple[Metric, ...]:
         )
         found.append(Metric("lpips_paper", measure, definition))
     return tuple(found)
+
+
+def unit_interval(image: np.ndarray, data_range: float) -> np.ndarray:
+    """Values clipped to [0, 1], float64: (x + 1) / 2 of a real image, magnitude / data range of a complex one."""
+    values = comparable(image)
+    return np.clip(values / data_range if np.iscomplexobj(image) else (values + 1) / 2, 0, 1)
+
+
+def in_disc(image: np.ndarray) -> np.ndarray:
+    """The image with 0 outside the disc of diameter min(H,W) around its middle."""
+    rows, columns = (np.arange(size) - (size - 1) / 2 for size in image.shape[:2])
+    inside = rows[:, None] ** 2 + columns**2 <= (min(image.shape[:2]) / 2) ** 2
+    return np.where(inside[..., None] if image.ndim == 3 else inside, image, 0)
+
+
+def _disc_pair(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return in_disc(one), in_disc(other)
+
+
+def histogram_normalised(reference: np.ndarray, result: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two images in [0, 1] as the published score-SDE code aligns them before it compares.
+
+    Of each, the highest of the first 75 of 255 bins between its extremes (air) moves to 0 and the highest of the others
+    (tissue) to 1, a bin's place being its number / 255 whatever the extremes; then both are divided by the reference's
+    maximum and limited to [0, 1].
+    """
+
+    def aligned(image: np.ndarray) -> np.ndarray:
+        counts, _ = np.histogram(image, 255)
+        air, tissue = np.argmax(counts[:75]) / 255, (np.argmax(counts[75:]) + 75) / 255
+        return np.maximum((image - air) / (tissue - air), 0)
+
+    one, other = aligned(reference), aligned(result)
+    top = one.max()
+    return one / top, np.minimum(other, top) / top
+
+
+_UNIT = "images in [0, 1], that is (x + 1) / 2 or magnitude / data range, clipped, at data range 1"
+_PREPARE: dict[str, tuple[Callable[..., tuple[np.ndarray, np.ndarray]], str]] = {
+    "clipped": (lambda one, other: (one, other), f"of {_UNIT}"),
+    "disc": (
+        _disc_pair,
+        f"of {_UNIT}, both 0 outside the disc that the image holds, whose pixels count as equal",
+    ),
+    "disc_histogram": (
+        lambda one, other: _disc_pair(*histogram_normalised(one, other)),
+        f"of {_UNIT}, aligned by the peaks of air and tissue in their histograms, both 0 outside the disc",
+    ),
+}
+
+
+def _published(name: str) -> None:
+    prepare, what = _PREPARE[name]
+
+    def pair(reference: np.ndarray, result: np.ndarray, data_range: float) -> tuple[np.ndarray, np.ndarray]:
+        _check_pair(reference, result)
+        return prepare(unit_interval(reference, data_range), unit_interval(result, data_range))
+
+    @SETS.register(name)
+    def get_set(distance: Lpips | None, network: str) -> tuple[Metric, ...]:
+        del distance, network
+        return tuple(
+            Metric(
+                f"{metric.name}_{name}",
+                lambda *args, measure=metric.measure: measure(*pair(*args), 1.0),
+                f"As the published score-SDE code measures it: {metric.name.upper()} {what}.",
+            )
+            for metric in STANDARD
+            if metric.name in ("psnr", "ssim")
+        )
+
+
+for _name in _PREPARE:
+    _published(_name)
+
+
+@SETS.register("mar")
+def get_mar(distance: Lpips | None, network: str) -> tuple[Metric, ...]:
+    """Returns what the published score-SDE code measures of metal artefact reduction, with the data range that it
+    leaves to scikit-image: that one's default, 2 for numbers of its type, made published figures look better."""
+    del distance, network
+
+    def measured(
+        measure: Callable[[np.ndarray, np.ndarray], float],
+    ) -> Callable[[np.ndarray, np.ndarray, float], float]:
+        def of_pair(reference: np.ndarray, result: np.ndarray, data_range: float) -> float:
+            _check_pair(reference, result)
+            one, other = (np.squeeze(unit_interval(image, data_range)) for image in (reference, result))
+            return float(measure(one, other))
+
+        return of_pair
+
+    def uniform_ssim(one: np.ndarray, other: np.ndarray) -> float:
+        options: dict[str, Any] = {"data_range": 1.0, "channel_axis": -1 if one.ndim == 3 else None}
+        return float(cast(Any, structural_similarity(one, other, **options)))
+
+    end = f"of {_UNIT}; pixels under metal are equal in both."
+    return (
+        Metric("psnr_mar", measured(lambda one, other: psnr(one, other, 1.0)), f"PSNR {end}"),
+        Metric("ssim_mar", measured(uniform_ssim), f"SSIM, uniform window 7 wide, sample covariance, {end}"),
+        Metric("rmse_mar", measured(lambda one, other: np.sqrt(np.mean((one - other) ** 2))), f"RMS error {end}"),
+    )
 
 
 def get_metrics(config: ConfigDict) -> tuple[tuple[Metric, ...], dict[str, str]]:

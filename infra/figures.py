@@ -20,6 +20,8 @@ from evaluation import error_map, solver_names
 
 LABELS = {
     "zero_filled": "Zero-filled",
+    "fbp": "FBP",
+    "li": "LI + FBP",
     "pseudo_inverse": "Pseudo-inverse",
     "cg_sense": "CG-SENSE",
     "tikhonov": "Tikhonov",

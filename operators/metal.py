@@ -6,7 +6,7 @@ logarithm of what arrives is no line integral any more. The usual correction mak
 a little wrong and metal much. Rays through metal are therefore treated as missing (their trace), as in Song et al.
 
   Spectrum, water_correction       the beam, and the correction of its hardening
-  path_lengths, transmit           photons through tissue and metal
+  materials_of, transmit           photons through tissue and metal
   implants                         metal discs at random places of a body
   segment_metal, metal_trace       where the metal is, and which rays meet it
   interpolate                      linear interpolation across the trace (Kalender et al., Radiology 164, 1987)
@@ -67,27 +67,26 @@ def monochromatic(energy: float = 70.0) -> Spectrum:
     return Spectrum(tuple(float(e == energy) for e in ENERGIES), energy)
 
 
-def path_lengths(x: jax.Array, metal: jax.Array, angles: np.ndarray, pixel: float) -> jax.Array:
-    """What every ray passes through, (B,V,D,3): water, bone and metal in cm.
+def materials_of(x: jax.Array, metal: jax.Array) -> jax.Array:
+    """What pixels are made of, (B,n,n,3): attenuation of water and of bone relative to water, and 1 where metal is.
 
-    Water and bone are lengths of full attenuation at the effective energy, from images x (B,n,n,1) in HU / 1000 divided
-    by `BONE`. Where there is metal, there is nothing else.
+    An image in HU / 1000 is divided by `BONE`. Where there is metal, there is nothing else.
 
     Args:
       x: (B,n,n,1) float32.
       metal: (B,n,n,1) bool.
-      angles: (V,) in radians.
-      pixel: its side in cm.
     """
     low, high = (hu / 1000 for hu in BONE)
     density = jnp.where(metal, 0, jnp.maximum(1 + x, 0))
     share = jnp.clip((x - low) / (high - low), 0, 1)
-    parts = jnp.concatenate([(1 - share) * density, share * density, metal.astype(x.dtype)], axis=-1)
-    return pixel * ct.project(parts, angles)
+    return jnp.concatenate([(1 - share) * density, share * density, metal.astype(x.dtype)], axis=-1)
 
 
 def transmit(lengths: jax.Array, spectrum: Spectrum, metal: str) -> jax.Array:
-    """Share of the photons that arrive, (B,V,D,1): sum_E weight_E exp(-sum_m mu_m(E) length_m)."""
+    """Share of the photons that arrive, (B,V,D,1): sum_E weight_E exp(-sum_m mu_m(E) length_m).
+
+    `lengths` (B,V,D,3): line integrals of `materials_of` in cm.
+    """
     water, bone = (spectrum.attenuation(name) / spectrum.at_effective(name) for name in ("water", "bone"))
     unit = spectrum.at_effective("water")  # of both: an image tells attenuation, whatever it is made of
     table = np.stack([unit * water, unit * bone, spectrum.attenuation(metal)]).astype(np.float32)
@@ -185,14 +184,15 @@ class Scanner:
         The sinogram is in units of `operator`, whole: entries of spoiled rays are what the scanner gives there. The
         noise is the root mean square over the rays that miss the metal.
         """
-        size, angles = x.shape[0], self.operator.angles
+        size, everything = x.shape[0], jnp.ones((1, *x.shape))
         pixel, metal = self.field / size, self.draw_metal(key, x)[None]
-        share = transmit(path_lengths(x[None], metal, angles, pixel), self.spectrum, self.metal)
+        parts = jnp.concatenate([materials_of(x[None], metal), everything], axis=-1)
+        rays = ct.project(parts, self.operator.angles)
+        share = transmit(pixel * rays[..., :3], self.spectrum, self.metal)
         counts = detect(jax.random.fold_in(key, 1), share, self.photons)
         coefficients, p = water_correction(self.spectrum), -jnp.log(counts / self.photons)
-        unit = pixel * self.operator.scale(size)
-        air = self.operator.forward(jnp.ones((1, size, size, 1)), True, None)  # x is -1 where nothing attenuates
-        known = ~metal_trace(metal, angles)
+        unit, known = pixel * self.operator.scale(size), rays[..., 2:3] <= SHORTEST
         slope = jnp.polyval(coefficients[::-1] * np.arange(DEGREE, 0, -1), p)
         variance = jnp.sum(jnp.where(known, slope**2 / counts, 0)) / jnp.maximum(jnp.sum(known), 1)
-        return (correct(p, coefficients) / unit - air)[0], known[0], jnp.sqrt(variance) / unit
+        lengths = correct(p, coefficients) / pixel - rays[..., 3:]  # of x, which is -1 where nothing attenuates
+        return (lengths / self.operator.scale(size))[0], known[0], jnp.sqrt(variance) / unit

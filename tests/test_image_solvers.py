@@ -24,9 +24,9 @@ from solvers import get_solver
 from tests import test_sampling as mri
 from tests.small_runs import quick_compilation
 from tests.test_losses import PARAMS, linear_net, toy_measurement
-from tests.test_tasks import MRI, normal, task_config
+from tests.test_tasks import METAL, MRI, normal, task_config
 
-IMAGE_TASKS = [name for name in TASKS.names() if name not in MRI]
+IMAGE_TASKS = [name for name in TASKS.names() if name not in (*MRI, *METAL)]
 CLASSICAL = ("zero_filled", "pseudo_inverse", "tikhonov", "cg_sense", "l1_wavelet", "tv")
 SIZE = 12
 WAVELET_SIZE = 36  # the smallest multiple of 12 with details for wavelets to penalise

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from skimage.metrics import structural_similarity
 
 import metrics
 from configs.default import get_config
@@ -198,3 +199,76 @@ def test_no_set_replaces_the_standard_one(config):
     assert "did you mean 'paper'?" in find_problems(config)[0]
     config.eval.metrics = ("standard", "paper")
     assert find_problems(config) == []
+
+
+def grey(seed=0, size=24):
+    """(n,n,1) float32 in about [-1.2, 1.2]."""
+    return np.clip(np.random.default_rng(seed).normal(-0.3, 0.5, (size, size, 1)), -1.2, 1.2).astype(np.float32)
+
+
+def columns(name):
+    return {metric.name: metric for metric in metrics.SETS[name](None, "alexnet")}
+
+
+def test_clipped_images_are_compared_at_range_1():
+    one, other = grey(0), grey(1)
+    expected = [np.clip((image.astype(np.float64) + 1) / 2, 0, 1) for image in (one, other)]
+    found = columns("clipped")
+    mse = np.mean((expected[0] - expected[1]) ** 2)
+    assert found["psnr_clipped"].measure(one, other, 2.0) == pytest.approx(-10 * math.log10(mse))
+    assert found["ssim_clipped"].measure(one, other, 2.0) == pytest.approx(
+        gaussian_ssim(expected[0][..., 0], expected[1][..., 0], 1.0), abs=1e-6
+    )
+    scan = 3j * (one[..., 0] + 1.2)  # magnitude / data range
+    assert found["psnr_clipped"].measure(scan, 0 * scan, 8.0) == pytest.approx(
+        -10 * math.log10(np.mean((np.abs(scan) / 8) ** 2)), rel=1e-5
+    )
+
+
+def test_nothing_outside_the_disc_counts():
+    one, other = grey(0, 32), grey(1, 32)
+    corner, middle = other.copy(), other.copy()
+    corner[:4, :4] = 1
+    middle[16, 1:5] = 1
+    found = columns("disc")
+    for name in ("psnr_disc", "ssim_disc"):
+        assert found[name].measure(one, corner, 2.0) == found[name].measure(one, other, 2.0)
+        assert found[name].measure(one, middle, 2.0) != found[name].measure(one, other, 2.0)
+    assert metrics.in_disc(np.ones((32, 32))).sum() == pytest.approx(np.pi * 16**2, rel=0.01)
+
+
+def test_histograms_are_aligned_by_air_and_tissue():
+    """Air at 0 and 0.1, tissue at 0.5 and 0.8, of images that reach from 0 to 1: both become 0 and 1 over the top."""
+    one, other = np.zeros((16, 16)), np.full((16, 16), 26.5 / 255)  # the middles of bins
+    one[4:12], other[4:12] = 127.5 / 255, 204.5 / 255
+    one[0, 0] = other[0, 0] = 1.0
+    other[1, 0] = 0.0
+    a, b = metrics.histogram_normalised(one, other)
+    top = 255 / 127  # the reference's maximum in units of its tissue, the lower edge of whose bin is 127 / 255
+    assert a[5, 5] == pytest.approx(127.5 / 127 / top) and a.max() == 1 and a[1, 5] == 0
+    assert b[5, 5] == pytest.approx((204.5 - 26) / (204 - 26) / top) and b[1, 0] == 0
+    assert b[1, 5] == pytest.approx(0.5 / (204 - 26) / top)
+    found = columns("disc_histogram")
+    images = (2 * image[..., None] - 1 for image in (one, other))
+    expected = metrics.psnr(metrics.in_disc(a), metrics.in_disc(b), 1.0)
+    assert found["psnr_disc_histogram"].measure(*images, 2.0) == pytest.approx(expected)
+
+
+def test_metal_is_judged_at_an_explicit_range():
+    one, other = grey(0), grey(1)
+    a, b = (np.clip((image[..., 0].astype(np.float64) + 1) / 2, 0, 1) for image in (one, other))
+    found = columns("mar")
+    assert found["rmse_mar"].measure(one, other, 2.0) == pytest.approx(np.sqrt(np.mean((a - b) ** 2)))
+    assert found["psnr_mar"].measure(one, other, 2.0) == pytest.approx(-20 * math.log10(np.sqrt(np.mean((a - b) ** 2))))
+    assert found["ssim_mar"].measure(one, other, 2.0) == pytest.approx(structural_similarity(a, b, data_range=1.0))
+    assert found["ssim_mar"].measure(one, other, 2.0) < structural_similarity(a, b, data_range=2.0)
+
+
+@pytest.mark.parametrize("name", ["clipped", "disc", "disc_histogram", "mar"])
+def test_published_sets_are_offered_and_defined(name):
+    config = get_config()
+    config.eval.metrics = ("standard", name)
+    assert find_problems(config) == []
+    assert all(
+        metric.definition.endswith(".") and metric.name.endswith(f"_{name}") for metric in columns(name).values()
+    )
