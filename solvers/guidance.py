@@ -150,7 +150,7 @@ def get_guided_solver(
             return experiment.denoise(params, s_t, mask, maps, t)
 
         guidance = get_guidance(measurement, copies, hyper)
-        score = get_score_fn(transform, denoise, jnp.ones_like(copies.mask), copies.maps)
+        score = get_score_fn(transform, denoise, copies.maps)
         sample = get_pc_sampler(settings, schedule, transform, score, guidance.pull, guidance.guide)
         x = guidance.finish(sample(keys, operator.image_shape(copies.y.shape), hyper["snr"]))
         return x.reshape(number, size, *x.shape[1:])
