@@ -148,7 +148,7 @@ def network_calls(settings: PCSettings, schedule: Schedule) -> np.ndarray:
     return np.array(calls, np.int32)
 
 
-def get_score_fn(transform: Transform, denoise: Callable, mask: Array, maps: Array | None) -> Callable:
+def get_score_fn(transform: Transform, denoise: Callable, maps: Array | None) -> Callable:
     """Returns score(x (B,...) images at level t, Level) -> gradient of log p_t, through the one seam `denoise`.
 
     (alpha x0 - x) / (alpha sigma)^2 with x0 = T^H of the denoised T x, the whole measurement in one call. Outside the
@@ -157,11 +157,12 @@ def get_score_fn(transform: Transform, denoise: Callable, mask: Array, maps: Arr
     Args:
       transform: T.
       denoise: denoise(s_t, mask, maps, t) -> Denoised, parameters bound.
-      mask: of ones, as measurements have them, for the batch of x; maps: coil maps or None, too.
+      maps: coil maps or None, for the batch of x.
     """
 
     def score(x, level: Level):
-        out = denoise(transform.forward(x, maps), mask, maps, jnp.full(x.shape[0], level.t))
+        whole = jnp.ones((x.shape[0], 1, 1, 1), bool)
+        out = denoise(transform.forward(x, maps), whole, maps, jnp.full(x.shape[0], level.t))
         return (level.alpha * transform.adjoint(out.z0, maps) - x) / (level.alpha * level.sigma) ** 2
 
     return score

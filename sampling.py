@@ -223,7 +223,7 @@ def get_predictor_corrector_fn(config, schedule, transform, denoise) -> Callable
     settings = PCSettings(sampling.num_levels, sampling.predictor, sampling.corrector, sampling.corrector_steps)
 
     def sample(key, params, example_id, maps, shape):
-        score = get_score_fn(transform, partial(denoise, params), jnp.ones((shape[0], 1, 1, 1), bool), maps)
+        score = get_score_fn(transform, partial(denoise, params), maps)
         run = get_pc_sampler(settings, schedule, transform, score)
         return run(example_keys(key, example_id), transform.image_shape(shape), sampling.snr)
 

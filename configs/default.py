@@ -197,7 +197,8 @@ def _solver() -> ConfigDict:
 def _score_sde() -> ConfigDict:
     """Of the solvers of Song et al. 2022 (solvers/guidance.py), as published for MRI."""
     score_sde = ConfigDict()
-    score_sde.consistency = "least_squares"  # least_squares | pseudo_inverse | adjoint, see solvers/guidance.py
+    # least_squares | pseudo_inverse | adjoint | fourier_slice (CT), see solvers/guidance.py
+    score_sde.consistency = "least_squares"
     score_sde.damping = 1.0  # of least_squares, as solver.damping
     for name, num_levels, corrector_steps, snr, strength in (
         ("projection", 1000, 1, 0.517, {"weight": 1.0}),  # weight: lambda, the share of the step towards the data

@@ -10,7 +10,7 @@ and their hyper-parameters are the defaults of `config.score_sde`. Differences:
 
 from ml_collections import ConfigDict
 
-from configs import default, variants
+from configs import default, tasks, variants
 
 SOLVERS = ("projection", "langevin_projection", "baseline", "langevin")
 
@@ -36,4 +36,59 @@ def base(image_size: int, sigma_max: float) -> ConfigDict:
     return config
 
 
+def ct(image_size: int, sigma_max: float) -> ConfigDict:
+    """The same for CT slices in [-1,1], where theirs are in [0,1]: all noise levels are doubled.
+
+    `sigma_max` is theirs. The task is sparse-view CT, merged as published by the Fourier-slice theorem.
+    """
+    config = base(image_size, 2 * sigma_max)
+    config.schedule.sigma_min *= 2
+    config.model.ncsnpp.centered = True
+    config.denoiser.sigma_data = 0.6
+    config.transform.name = "grey"
+    config.data.num_coils = 0
+    config.masks.update(name="random_boxes", grid=4, drop=0)
+    config.score_sde.consistency = "fourier_slice"
+    return sparse_ct(config)
+
+
+def sparse_ct(config: ConfigDict) -> ConfigDict:
+    """23 views."""
+    return _ct_task(tasks.sparse_ct(config))
+
+
+def mar(config: ConfigDict) -> ConfigDict:
+    """Metal artefacts, as many views as rows: no corrector."""
+    config.score_sde.projection.update(corrector="none", weight=0.355)
+    return _ct_task(tasks.mar(config))
+
+
+def sparse_mar(config: ConfigDict) -> ConfigDict:
+    """Metal artefacts, 23 views."""
+    config.score_sde.projection.update(snr=0.261, weight=0.865)
+    return _ct_task(tasks.sparse_mar(config))
+
+
+def sparse_mar180(config: ConfigDict) -> ConfigDict:
+    """Metal artefacts, 180 views: no corrector."""
+    config = sparse_mar(config)
+    config.score_sde.projection.update(corrector="none", weight=0.27)
+    config.task.views, config.eval.folder = 180, "sparse_mar180"
+    return config
+
+
+def _ct_task(config: ConfigDict) -> ConfigDict:
+    """Without noise, as theirs, and with the solvers of score models beside filtered backprojection."""
+    config.task.noise_std = 0.0
+    config.eval.solvers = ("fbp", *SOLVERS)
+    return config
+
+
+CT = {
+    "smoke": variants.smoke,
+    "sparse_ct": sparse_ct,
+    "mar": mar,
+    "sparse_mar": sparse_mar,
+    "sparse_mar180": sparse_mar180,
+}
 VARIANTS = {"smoke": variants.smoke}

@@ -224,6 +224,13 @@ def _consistency_fits_task(c: ConfigDict) -> str | None:
     )
 
 
+@_must_fit("task.name", "score_sde.consistency")
+def _fourier_slices_are_of_views(c: ConfigDict) -> str | None:
+    if c.score_sde.consistency != "fourier_slice" or c.task.name in TASKS_OF_CT:
+        return None
+    return f"score_sde.consistency is 'fourier_slice': task.name {c.task.name!r} measures no views; use least_squares"
+
+
 def _enough_levels(section: str) -> None:
     @_must_fit("schedule.name", "schedule.train_stride", f"{section}.num_levels")
     def enough(c: ConfigDict) -> str | None:

@@ -7,6 +7,8 @@ that explains the data, noised to the level of the moment, in x/alpha = x0 + sig
                                                D = H^+                     pseudo_inverse
                                                D = H^H                     adjoint
 
+                                               fourier_slice: CT only, operators/fourier_slice.py
+
 For H = M T with unitary T and noiseless data all three are the published merge of T u and the known entries,
 T^-1 (weight M y_t + (1 - weight M) T u). With several coils `adjoint` is that merge brought back by T^H, no projection
 any more; `pseudo_inverse` is the projection, which amplifies noise; `least_squares` weighs it by the noise of the data,
@@ -24,6 +26,7 @@ import jax.numpy as jnp
 
 from losses import example_keys
 from models.denoiser import per_example
+from operators.fourier_slice import FourierSlice
 from operators.measurement import Measurement
 from operators.operator import Operator, every_copy
 from predictor_corrector import Level, PCSettings, get_pc_sampler, get_score_fn, network_calls
@@ -66,6 +69,14 @@ def get_adjoint(operator, measurement, copies):
     return lambda u, target, mu, weight: (
         u + weight * operator.adjoint(target - operator.forward(u, mask, maps), mask, maps)
     )
+
+
+@CONSISTENCY.register("fourier_slice")
+def get_fourier_slice(operator, measurement, copies):
+    """CT: known views in place of the entries that they are in the image's padded spectrum, as published."""
+    size = operator.image_shape(measurement.y.shape)[1]
+    slices = FourierSlice(size, operator.views)
+    return lambda u, target, mu, weight: slices.merge(u, target, copies.mask, weight)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +150,7 @@ def get_guided_solver(
             return experiment.denoise(params, s_t, mask, maps, t)
 
         guidance = get_guidance(measurement, copies, hyper)
-        score = get_score_fn(transform, denoise, jnp.ones_like(copies.mask), copies.maps)
+        score = get_score_fn(transform, denoise, copies.maps)
         sample = get_pc_sampler(settings, schedule, transform, score, guidance.pull, guidance.guide)
         x = guidance.finish(sample(keys, operator.image_shape(copies.y.shape), hyper["snr"]))
         return x.reshape(number, size, *x.shape[1:])
