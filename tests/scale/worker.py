@@ -20,8 +20,6 @@ from infra import processes
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 COLLECTIVES = r"\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-[a-z]+)(?:-start)?\("
-    r"\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast)(?:-start)?\("
-)
 
 
 class Notes:
@@ -63,7 +61,6 @@ class Notes:
         from infra import sharding
 
         for name in ("data_parallel_step", "data_parallel_solve"):
-
             make = getattr(sharding, name)
             setattr(sharding, name, lambda *args, make=make, name=name: Noted(make(*args), name, self))
 
@@ -105,6 +102,14 @@ def stop_after(step: int) -> None:
     sharding.shard_batch = interrupt
 
 
+def draw_nothing() -> None:
+    """Pages and pictures take longer than all else here, and know nothing of devices: the pod's are enough."""
+    from infra import figures, report, sample_report
+
+    report.write_report = sample_report.write_report = lambda *_: None
+    figures.tuning_history = figures.tuning_slices = lambda *_: b""
+
+
 def run_command(job: dict, index: int, notes: Notes) -> None:
     """main.py itself with the flags of a pod; the last process is told to stop."""
     import main
@@ -133,6 +138,8 @@ def run_tasks(job: dict, index: int, notes: Notes) -> None:
 
     notes.watch_reading()
     notes.watch_compilation()
+    if job["count"] == 1:
+        draw_nothing()
     modes = {"train": run_lib.train, "eval": run_lib.evaluate, "sample": run_lib.sample, "tune": run_lib.tune}
     get_mesh, shard_batch = sharding.get_mesh, sharding.shard_batch
     for task in job["tasks"]:
