@@ -10,13 +10,12 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import brain64_msm
+from tests import tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NUM_STEPS = 8
 SETTINGS = {
-    "data.image_size": 32,
-    "masks.acs_lines": 4,
-    "model.name": "tiny",
+    **tiny_model.SETTINGS,
     "training.batch_size": 8,
     "training.num_steps": NUM_STEPS,
     "training.resume_every": 100,

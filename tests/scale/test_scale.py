@@ -6,6 +6,7 @@ Differences are relative to the largest magnitude of the array: |a - b|_max <= 1
 import csv
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ import pytest
 import datasets
 from builders.brain import Brains, default_settings
 from builders.store import prepare_store
+from tests import tiny_model
 from tests.checkpoint_runs import steps
-from tests.scale import tiny_model  # noqa: F401 (registers the network of the runs)
 from tests.scale.runs import NUM_STEPS, SETTINGS, finish, free_port, get_config, notes, start
 from tests.small_runs import saved_state
 
@@ -56,12 +57,20 @@ def runs(store, tmp_path_factory) -> Path:
         "four": [task("resumed", "train", stop_after=3)],
         "one": [task("resumed", "train")],
     }
-    for job, devices in (("eight", 8), ("four", 4), ("one", 1)):
-        finish(start(folder, job, devices, store=store, tasks=[*all_modes(job), *more[job]]))
-    stop_pod(folder, store)
     missing = {"1": {"data.dir": str(folder / "missing")}}
     refused = {**task("pod", "train", settings=missing), "name": "refused"}
-    resume_pod(folder, store, [refused, *all_modes("pod")])
+
+    def run_single() -> None:
+        for job, devices in (("eight", 8), ("four", 4), ("one", 1)):
+            finish(start(folder, job, devices, store=store, tasks=[*all_modes(job), *more[job]]))
+
+    def run_pod() -> None:
+        stop_pod(folder, store)
+        resume_pod(folder, store, [refused, *all_modes("pod")])
+
+    with ThreadPoolExecutor() as pool:
+        for running in [pool.submit(run_single), pool.submit(run_pod)]:
+            running.result()
     return folder
 
 
@@ -110,6 +119,7 @@ def test_losses_and_gradient_norms_are_those_of_one_device(runs, run):
 
 @pytest.mark.parametrize("run", [*LAYOUTS, "resumed"])
 def test_the_final_state_is_that_of_one_device(runs, store, run):
+    tiny_model.register()
     config = get_config(store)
     found, wanted = (saved_state(config, runs / "runs" / name) for name in (run, "one"))
     assert found.keys() == wanted.keys()

@@ -113,8 +113,9 @@ def draw_nothing() -> None:
 def run_command(job: dict, index: int, notes: Notes) -> None:
     """main.py itself with the flags of a pod; the last process is told to stop."""
     import main
-    from tests.scale import tiny_model  # noqa: F401 (registers it)
+    from tests import tiny_model
 
+    tiny_model.register()
     sys.argv = [*job["command"], f"--process_id={index}"]  # which settings are overridden is read from here
     main.FLAGS(sys.argv)
     if index == job["count"] - 1:
@@ -133,9 +134,10 @@ def run_tasks(job: dict, index: int, notes: Notes) -> None:
     import run_lib
     from infra import sharding
     from infra.errors import Stopped, UserError
-    from tests.scale import tiny_model  # noqa: F401 (registers it)
+    from tests import tiny_model
     from tests.scale.runs import get_config
 
+    tiny_model.register()
     notes.watch_reading()
     notes.watch_compilation()
     if job["count"] == 1:
