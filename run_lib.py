@@ -104,6 +104,7 @@ def train(config: ConfigDict, folder: str) -> None:
         experiment = build(config)
         info = datasets.dataset_info(config)
         order = {"seed": config.seed, "store": {**info["settings"], "examples": info["counts"]["train"]}}
+    with processes.together():
         opened = workdir.open_workdir(folder, config, "train", order)
     with opened as run:
         writers.setup_logging(run.root, "train")

@@ -9,6 +9,7 @@ every process is given the same command but for --process_id:
 
 import contextlib
 import os
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -40,6 +41,8 @@ def join(coordinator: str, count: int | None, index: int | None, timeout: float)
         raise UserError(problem)
     if not coordinator:
         return
+    if index == 0:
+        _check_port(coordinator)
     arguments = {} if coordinator == AUTO else {"coordinator_address": coordinator, "num_processes": count}
     who = f"process {index} of {count}" if coordinator != AUTO else "this process"
     alarm = threading.Timer(timeout, _give_up, [f"{who}: not all processes met at {coordinator} within {timeout:g} s"])
@@ -55,8 +58,6 @@ def join(coordinator: str, count: int | None, index: int | None, timeout: float)
             f"--coordinator=auto: JAX finds no cluster that it knows ({error}); give --coordinator=HOST:PORT, "
             "--num_processes and --process_id"
         ) from error
-    except RuntimeError as error:
-        raise UserError(f"{who} cannot start at {coordinator} ({error}): choose another port") from error
     finally:
         alarm.cancel()
 
@@ -77,6 +78,14 @@ def _problem(coordinator: str, count: int | None, index: int | None, timeout: fl
     if not 0 <= index < count:
         return f"--process_id is {index}: it must be from 0 to {count - 1}, as --num_processes is {count}"
     return None if timeout > 0 else f"--join_timeout is {timeout:g}: it must be more than 0 seconds"
+
+
+def _check_port(coordinator: str) -> None:
+    """Raises UserError where this process, the coordinator, cannot listen; JAX itself would crash."""
+    try:
+        socket.create_server(("", int(coordinator.rpartition(":")[2]))).close()
+    except OSError as error:
+        raise UserError(f"--coordinator={coordinator}: cannot listen at this port ({error}); take another") from error
 
 
 def _give_up(problem: str) -> None:
