@@ -20,7 +20,7 @@ def test_training_evaluation_and_sampling(tiny_store, tmp_path):
     config.masks.acs_lines = 4
     config.model.update(channel_mult=(1,), attention_resolutions=())
     config.training.update(num_steps=2, batch_size=2)
-    config.eval.update(max_examples=2, batch_size=2, num_samples=1, solvers=("zero_filled", "projection", "langevin"))
+    config.eval.update(max_examples=2, batch_size=2, num_samples=1, solvers=("zero_filled", "projection"))
     config.training.picture_solver = "zero_filled"
     config.sampling.update(num_images=2, batch_size=2, num_levels=2)
     assert find_problems(config) == []
@@ -28,8 +28,7 @@ def test_training_evaluation_and_sampling(tiny_store, tmp_path):
     losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 2 and np.isfinite(losses).all()
     summary = run_lib.evaluate(config, str(tmp_path))
-    calls = {name: summary["solvers"][name]["network_calls"] for name in brain64_mri_ve.SOLVERS}
-    assert calls == {"projection": 4, "langevin_projection": 7, "baseline": 4, "langevin": 7}
+    assert summary["solvers"]["projection"]["nfe"] == 4
     run_lib.sample(config, str(tmp_path))
     drawn = np.load(tmp_path / "samples/generated/images.npz")["images"]
     assert drawn.shape == (2, 32, 32) and np.isfinite(drawn).all() and not np.allclose(drawn[0], drawn[1])
