@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import run_lib
-from configs import brain64_mri_ve
+from configs import brain64_mri_ve, lidc320_ve
 from configs.default import get_config
 from infra.config_check import find_problems
 from tests.checks import message_of
@@ -46,6 +46,7 @@ def test_training_evaluation_and_sampling(tiny_store, tmp_path):
         ({"model.ncsnpp.embedding": "positional"}, "scale_by_sigma is True"),
         ({"model.ncsnpp.fir": False, "model.ncsnpp.progressive": "residual"}, "resample with the filter"),
         ({"schedule.beta_min": 30.0}, "less than schedule.beta_max"),
+        ({"score_sde.consistency": "fourier_slice"}, "'acquired' measures no views"),
         ({"schedule.name": "ve", "solver.start_sigma": 0.001}, "more than schedule.sigma_min"),
     ],
 )
@@ -54,6 +55,13 @@ def test_settings_that_do_not_fit_are_told(changes, told):
     config.update_from_flattened_dict(changes)
     problems = find_problems(config)
     assert len(problems) == 1 and told in problems[0]
+
+
+def test_pictures_of_training_have_no_views():
+    config = lidc320_ve.get_config()
+    config.training.picture_solver = "projection"
+    problems = find_problems(config)
+    assert len(problems) == 1 and "take langevin" in problems[0]
 
 
 def test_flax_import_is_for_ncsnpp(tmp_path):
