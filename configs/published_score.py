@@ -1,7 +1,7 @@
 """What the experiments of Song et al. (ICLR 2022) share, as the authors' code sets it (score_inverse_problems).
 
-NCSN++ of 32 channels with the variance-exploding SDE on images in [0,1], Adam without weight decay; the four solvers
-and their hyper-parameters are the defaults of `config.score_sde`. Differences:
+NCSN++ with the variance-exploding SDE on images in [0,1], for CT here in [-1,1], Adam without weight decay; the four
+solvers and their hyper-parameters are the defaults of `config.score_sde`. Differences:
 
   mean over pixels      they take half of the sum, whose gradients clipping to norm 1 makes much smaller
   averaged parameters   theirs keep the initial weights' share until 0.999^step has decayed, ours drop it early
@@ -49,6 +49,7 @@ def ct(image_size: int, sigma_max: float) -> ConfigDict:
     config.data.num_coils = 0
     config.masks.update(name="random_boxes", grid=4, drop=0)
     config.score_sde.consistency = "fourier_slice"
+    config.training.picture_solver = "langevin"  # of the store's whole images, which have no views
     return sparse_ct(config)
 
 

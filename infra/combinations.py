@@ -224,11 +224,18 @@ def _consistency_fits_task(c: ConfigDict) -> str | None:
     )
 
 
-@_must_fit("task.name", "score_sde.consistency")
+@_must_fit("task.name", "score_sde.consistency", "training.picture_solver")
 def _fourier_slices_are_of_views(c: ConfigDict) -> str | None:
-    if c.score_sde.consistency != "fourier_slice" or c.task.name in TASKS_OF_CT:
+    if c.score_sde.consistency != "fourier_slice":
         return None
-    return f"score_sde.consistency is 'fourier_slice': task.name {c.task.name!r} measures no views; use least_squares"
+    if c.task.name not in TASKS_OF_CT:
+        return f"score_sde.consistency is 'fourier_slice': task.name {c.task.name!r} measures no views"
+    if c.training.picture_solver.endswith("projection"):
+        return (
+            f"training.picture_solver is {c.training.picture_solver!r}: pictures are of the store's acquisitions, for "
+            "which score_sde.consistency 'fourier_slice' has no views; take langevin"
+        )
+    return None
 
 
 def _enough_levels(section: str) -> None:

@@ -7,7 +7,7 @@ that explains the data, noised to the level of the moment, in x/alpha = x0 + sig
                                                D = H^+                     pseudo_inverse
                                                D = H^H                     adjoint
 
-                                               fourier_slice: CT only, operators/fourier_slice.py
+or, for CT only, by the merge of operators/fourier_slice.py, `fourier_slice`.
 
 For H = M T with unitary T and noiseless data all three are the published merge of T u and the known entries,
 T^-1 (weight M y_t + (1 - weight M) T u). With several coils `adjoint` is that merge brought back by T^H, no projection
