@@ -25,14 +25,11 @@ class Program:
 
     Attributes:
       lowered: for the devices that it was asked for.
-      calls: network calls, one after the other, that one run of it takes for its whole batch; its backward pass belongs
-        to the call.
-      what: what one run does.
+      turns: how often the loops around its network turn: levels of noise and masks, or micro-batches; 1 without a loop.
     """
 
     lowered: jax.stages.Lowered
-    calls: int
-    what: str
+    turns: int
 
 
 PROGRAMS: Registry[Callable[[ConfigDict, list[Any], int], Program]] = Registry("program")
@@ -52,7 +49,7 @@ def lower_train(config: ConfigDict, devices: list[Any], per_device_batch: int) -
     state = jax.eval_shape(lambda params: init_state(params, optimizer), experiment.template_params())
     step = sharding.data_parallel_step(get_step_fn(config, loss_fn, optimizer), experiment.mesh)
     lowered = step.lower(_replicated(state, experiment), _acquisitions(experiment, per_device_batch), _key(experiment))
-    return Program(lowered, config.optim.accumulate, "a training step")
+    return Program(lowered, config.optim.accumulate)
 
 
 @PROGRAMS.register("solve")
@@ -64,17 +61,14 @@ def lower_solve(config: ConfigDict, devices: list[Any], per_device_batch: int) -
     solver = get_solver(config, experiment, "msm")
     measurement = _acquisitions(experiment, per_device_batch)
     if config.task.name != "acquired":
-        shape = experiment.transform.image_shape(measurement.y.shape)
-        image = jax.ShapeDtypeStruct(shape, experiment.transform.dtype)
-        simulated = jax.eval_shape(
-            lambda image, maps, ids: simulate(task, image, maps, ids, 0, config.task.noise_std),
-            image, measurement.maps, measurement.example_id,
+        measurement = jax.eval_shape(
+            lambda images, maps, ids: simulate(task, images, maps, ids, config.task.seed, config.task.noise_std),
+            _images(experiment, measurement.example_id.size), measurement.maps, measurement.example_id,
         )  # fmt: skip
-        measurement = _split(simulated, experiment)
+        measurement = _split(measurement, experiment)
     solve = sharding.data_parallel_solve(solver.solve, experiment.mesh)
     lowered = solve.lower(_key(experiment), experiment.template_params(), measurement, dict(solver.hyper))
-    calls = solver.nfe if config.solver.reinject else solver.nfe // config.solver.w
-    return Program(lowered, calls, f"{solver.num_samples} posterior sample(s) of each acquisition")
+    return Program(lowered, solver.nfe if config.solver.reinject else solver.nfe // config.solver.w)
 
 
 @PROGRAMS.register("sample")
@@ -85,8 +79,8 @@ def lower_sample(config: ConfigDict, devices: list[Any], per_device_batch: int) 
     measurement = _acquisitions(experiment, per_device_batch)
     lowered = draw.lower(_key(experiment), experiment.template_params(), measurement, {})
     sampling = config.sampling
-    calls = len(experiment.schedule.grid(sampling.num_levels)) * (sampling.w if sampling.reinject else 1)
-    return Program(lowered, calls, "images drawn from the prior")
+    levels = len(experiment.schedule.grid(sampling.num_levels))
+    return Program(lowered, levels * sampling.w if sampling.reinject else levels)
 
 
 def _placed(tree, sharding_of_all: NamedSharding):
@@ -105,17 +99,22 @@ def _key(experiment):
     return _replicated(jax.eval_shape(lambda: jax.random.key(0)), experiment)
 
 
+def _images(experiment, count: int) -> jax.ShapeDtypeStruct:
+    """Shape and type of `count` images."""
+    channels = jax.ShapeDtypeStruct((count, *experiment.image_shape), jnp.float32)
+    return jax.eval_shape(experiment.transform.from_channels, channels)
+
+
 def _acquisitions(experiment, per_device_batch: int) -> Measurement:
     """Shapes and placement of a batch of stored acquisitions, as datasets.py reads them."""
     config, count = experiment.config, per_device_batch * experiment.mesh.size
     size, coils = config.data.image_size, config.data.num_coils
-    shape = (count, coils, size, size) if coils else (count, size, size, experiment.transform.channels)
+    maps = jax.ShapeDtypeStruct((count, coils, size, size), jnp.complex64) if coils else None
     mask = jax.eval_shape(experiment.masks.sample, jax.random.key(0))
-    y = jax.ShapeDtypeStruct(shape, experiment.transform.dtype)
     measurement = Measurement(
-        y=y,
+        y=jax.eval_shape(experiment.transform.forward, _images(experiment, count), maps),
         mask=jax.ShapeDtypeStruct((count, *mask.shape), mask.dtype),
-        maps=y if coils else None,
+        maps=maps,
         noise_std=jax.ShapeDtypeStruct((count,), jnp.float32),
         example_id=jax.ShapeDtypeStruct((count,), jnp.int32),
     )

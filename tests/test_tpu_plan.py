@@ -143,6 +143,16 @@ def test_search_ends_where_nothing_fits_and_where_trials_do():
     assert found == (asked[-1], 0)
 
 
+def test_search_of_the_tool_tells_both_batches():
+    def trial_of(batch):
+        found = cost(temporary=batch * GIB) if 5.25 + batch <= 16 else ahead.TooLarge(int(5.25 + batch) * GIB, 16 * GIB)
+        return tpu_plan.Trial("train", 1, batch, found, False, 1.0)
+
+    told = tpu_plan.find_largest(trial_of, 2, 16 * GIB, 6)
+    assert told == "the largest batch per chip seen to fit is 10; 11 does not fit"
+    assert "2; none was seen" in tpu_plan.find_largest(trial_of, 2, 16 * GIB, 1)
+
+
 def cost(**changes) -> ahead.Cost:
     usage = hlo.Usage({"all-reduce": hlo.Traffic(2, GIB // 2)}, 3 * 10**9, changes.pop("unread_loops", 0))
     sizes = {"arguments": 4 * GIB, "outputs": 5 * GIB, "aliased": 4 * GIB, "temporary": 2 * GIB, "code": GIB // 4}
@@ -155,7 +165,7 @@ TOPOLOGY = ahead.Topology("v5e:4x4", ahead.CHIPS["v5e"], [object()] * 16)
 def test_report_of_a_program_that_fits():
     text = tpu_plan.describe(tpu_plan.Trial("solve", 600, 4, cost(unread_loops=1), True, 61.2), TOPOLOGY, 16 * GIB)
     assert "solve: 4 per chip, 64 in all" in text
-    assert "98.500 T per chip (one of 600 network calls one after the other)" in text
+    assert "98.500 T per chip (one of the loop's 600 turns)" in text
     assert "7.25 GiB of 16.00 GiB per chip: 4.00 GiB arguments, 2.00 GiB temporary, 1.00 GiB results, 0.25" in text
     assert "collectives    all-reduce 2 x (0.50 GiB)" in text
     assert "2.000 s (3,000,000,000 cycles at 1.5 GHz, without communication)" in text
@@ -245,14 +255,14 @@ def test_programs_are_the_runs_own():
     assert all(donated) and len(donated) > 50
     assert not any(leaf.donated for leaf in jax.tree.leaves((batch, key)))
     assert batch.y.shape == (2, 2, 16, 16) and batch.mask.shape == (2, 1, 1, 16) and batch.maps.shape == batch.y.shape
-    assert train.calls == 1
+    assert train.turns == 1
 
     solve = programs.lower("solve", config, devices, 3)
     assert solve.lowered.out_info.shape == (2, 3, 16, 16)
-    assert solve.calls == 3  # both masks of a level go through the network in one batch
+    assert solve.turns == 3  # both masks of a level go through the network in one batch
     drawn = programs.lower("sample", config, devices, 3)
     assert drawn.lowered.out_info.shape == (1, 3, 16, 16)
-    assert drawn.calls == 6  # the masks act one after the other
+    assert drawn.turns == 6  # the masks act one after the other
 
 
 def test_solve_takes_the_measurements_of_the_task():

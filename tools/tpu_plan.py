@@ -14,10 +14,12 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -46,15 +48,11 @@ class Trial:
     """One compilation: of which program, for how many examples per chip, what came out, and what it took here."""
 
     program: str
-    calls: int
+    turns: int
     batch: int
     found: Cost | TooLarge
     quick: bool
     seconds: float
-
-    @property
-    def peak(self) -> int:
-        return self.found.peak
 
     @property
     def fits(self) -> bool:
@@ -72,7 +70,7 @@ def compile_one(name: str, config: ConfigDict, topology: Topology, batch: int, q
     begin = time.monotonic()
     program = programs.lower(name, config, topology.devices, batch)
     found = ahead.compile_program(program.lowered, quick)
-    return Trial(name, program.calls, batch, found, quick, time.monotonic() - begin)
+    return Trial(name, program.turns, batch, found, quick, time.monotonic() - begin)
 
 
 def describe(trial: Trial, topology: Topology, hbm: int) -> str:
@@ -82,14 +80,14 @@ def describe(trial: Trial, topology: Topology, hbm: int) -> str:
     took = f"  compiled in    {trial.seconds:,.0f} s{' (--quick)' if trial.quick else ''}"
     if isinstance(trial.found, TooLarge):
         return "\n".join(
-            [f"{head}: does not fit", f"  HBM            {gib(trial.peak)} needed, {gib(hbm)} per chip", took]
+            [f"{head}: does not fit", f"  HBM            {gib(trial.found.peak)} needed, {gib(hbm)} per chip", took]
         )
     cost = trial.found
-    calls = f" (one of {trial.calls} network calls one after the other)" if trial.calls > 1 else ""
+    turn = f" (one of the loop's {trial.turns} turns)" if trial.turns > 1 else ""
     lines = [
         head,
-        f"  FLOPs          {cost.flops / 1e12:,.3f} T per chip{calls}",
-        f"  bytes accessed {gib(cost.bytes_accessed)} per chip{calls}",
+        f"  FLOPs          {cost.flops / 1e12:,.3f} T per chip{turn}",
+        f"  bytes accessed {gib(cost.bytes_accessed)} per chip{turn}",
         f"  HBM            {gib(cost.peak)} of {gib(hbm)} per chip: {gib(cost.arguments)} arguments, "
         f"{gib(cost.temporary)} temporary, {gib(cost.outputs - cost.aliased)} results, {gib(cost.code)} code",
         f"  collectives    {collectives(cost)}",
@@ -118,9 +116,9 @@ def seconds(cost: Cost, topology: Topology) -> float:
 
 
 def utilisation(trial: Trial, topology: Topology) -> float:
-    """FLOPs of all network calls over what the chip's matrix units could do in the expected time."""
+    """FLOPs of all turns over what the chip's matrix units could do in the expected time."""
     assert isinstance(trial.found, Cost)
-    return trial.calls * trial.found.flops / (seconds(trial.found, topology) * topology.chip.peak)
+    return trial.turns * trial.found.flops / (seconds(trial.found, topology) * topology.chip.peak)
 
 
 def record(config_name: str, config: ConfigDict, topology: Topology, hbm: int, trial: Trial) -> dict[str, Any]:
@@ -137,13 +135,13 @@ def record(config_name: str, config: ConfigDict, topology: Topology, hbm: int, t
         "batch": trial.batch,
         "quick": trial.quick,
         "fits": trial.fits,
-        "peak": trial.peak,
+        "peak": trial.found.peak,
         "hbm": hbm,
         "compile_seconds": round(trial.seconds),
         "host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     if isinstance(cost, Cost):
-        row |= {"flops": cost.flops, "bytes_accessed": cost.bytes_accessed, "calls": trial.calls}
+        row |= {"flops": cost.flops, "bytes_accessed": cost.bytes_accessed, "turns": trial.turns}
         row |= {"seconds": seconds(cost, topology), "utilisation": utilisation(trial, topology)}
         row["collectives"] = {kind: dataclasses.asdict(t) for kind, t in cost.usage.collectives.items()}
     return row
@@ -172,8 +170,21 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def find_largest(trial_of: Callable[[int], Trial], start: int, hbm: int, trials: int) -> str:
+    """Compiles until the largest batch is found or `trials` are spent; what is known then, in one line."""
+
+    def peak(batch: int) -> tuple[int, bool]:
+        trial = trial_of(batch)
+        return trial.found.peak, trial.fits
+
+    fits, fails = ahead.largest_batch(peak, start, hbm, trials)
+    beyond = f"{fails} does not fit" if fails else "none was seen not to fit"
+    return f"the largest batch per chip seen to fit is {fits}; {beyond}"
+
+
 def main(argv: list[str]) -> None:
     del argv
+    logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).name.replace(".py", "")  # with its variants
     config_check.check(config)
@@ -182,7 +193,7 @@ def main(argv: list[str]) -> None:
     topology = ahead.get_topology(_TOPOLOGY.value or "")
     hbm = ahead.hbm_bytes(topology)
     print(
-        f"{topology.name}: {len(topology.devices)} chips ({topology.slice_name}), {gib(hbm)} of HBM each for programs"
+        f"{topology.name}: {len(topology.devices)} chips ({topology.slice_name}), programs have {gib(hbm)} of HBM each"
     )
     rows = []
 
@@ -196,17 +207,10 @@ def main(argv: list[str]) -> None:
         return trial
 
     for program in _PROGRAMS.value:
-        if not _SEARCH.value:
+        if _SEARCH.value:
+            print(f"{program}: {find_largest(partial(trial_of, program), _BATCH.value, hbm, _TRIALS.value)}")
+        else:
             trial_of(program, _BATCH.value)
-            continue
-
-        def peak(batch: int, program=program) -> tuple[int, bool]:
-            trial = trial_of(program, batch)
-            return trial.peak, trial.fits
-
-        fits, fails = ahead.largest_batch(peak, _BATCH.value, hbm, _TRIALS.value)
-        beyond = f"{fails} does not" if fails else "no larger one was tried"
-        print(f"{program}: the largest batch per chip seen to fit is {fits}; {beyond}")
     print("\n" + table(rows))
 
 
