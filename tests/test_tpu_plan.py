@@ -156,7 +156,9 @@ def test_search_of_the_tool_tells_both_batches():
 def cost(**changes) -> ahead.Cost:
     usage = hlo.Usage({"all-reduce": hlo.Traffic(2, GIB // 2)}, 3 * 10**9, changes.pop("unread_loops", 0))
     sizes = {"arguments": 4 * GIB, "outputs": 5 * GIB, "aliased": 4 * GIB, "temporary": 2 * GIB, "code": GIB // 4}
-    return ahead.Cost(**{"flops": 98.5e12, "bytes_accessed": 3.0 * GIB, **sizes, "usage": usage, **changes})
+    return ahead.Cost(
+        **{"flops": 98.5e12, "bytes_accessed": 3.0 * GIB, "optimal_seconds": 0.5, **sizes, "usage": usage, **changes}
+    )
 
 
 TOPOLOGY = ahead.Topology("v5e:4x4", ahead.CHIPS["v5e"], [object()] * 16)
@@ -169,6 +171,7 @@ def test_report_of_a_program_that_fits():
     assert "7.25 GiB of 16.00 GiB per chip: 4.00 GiB arguments, 2.00 GiB temporary, 1.00 GiB results, 0.25" in text
     assert "collectives    all-reduce 2 x (0.50 GiB)" in text
     assert "2.000 s (3,000,000,000 cycles at 1.5 GHz, without communication)" in text
+    assert "at best        0.500 s (one of the loop's 600 turns)" in text
     assert "61 s (--quick)" in text
     assert "1 loops of unknown length" in text
 
@@ -177,6 +180,9 @@ def test_a_step_at_half_the_peak_says_so():
     trial = tpu_plan.Trial("train", 1, 4, cost(flops=197e12), False, 1.0)  # 2 s at 197 TFLOP/s would do twice that
     assert tpu_plan.utilisation(trial, TOPOLOGY) == pytest.approx(0.5)
     assert "50% of the peak" in tpu_plan.describe(trial, TOPOLOGY, 16 * GIB)
+    assert "not given" in tpu_plan.describe(
+        tpu_plan.Trial("train", 1, 4, cost(optimal_seconds=-1.0), False, 1.0), TOPOLOGY, 1
+    )
     without = cost(usage=hlo.Usage({}, 3 * 10**9, 0))
     assert tpu_plan.collectives(without) == "none"
 

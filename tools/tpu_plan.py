@@ -35,7 +35,7 @@ _BATCH = flags.DEFINE_integer("per_device_batch", 1, "Examples per chip and step
 _PROGRAMS = flags.DEFINE_list("programs", ["train", "solve"], "What to compile: train, solve, sample.")
 _SEARCH = flags.DEFINE_bool("search", False, "Look for the largest batch per chip that fits, by further compilations.")
 _TRIALS = flags.DEFINE_integer("trials", 6, "With --search: at most so many compilations per program.", lower_bound=2)
-_QUICK = flags.DEFINE_bool("quick", False, "Let the compiler search no tilings: a tenth of its time, higher estimates.")
+_QUICK = flags.DEFINE_bool("quick", False, "Ask the compiler for its least effort: sooner done, its seconds too many.")
 _LOG = flags.DEFINE_string("log", "", "File that every compilation is appended to, one JSON line each.")
 
 HEADS = (
@@ -84,6 +84,7 @@ def describe(trial: Trial, topology: Topology, hbm: int) -> str:
         )
     cost = trial.found
     turn = f" (one of the loop's {trial.turns} turns)" if trial.turns > 1 else ""
+    optimal = f"{cost.optimal_seconds:,.3f} s{turn}" if cost.optimal_seconds >= 0 else "not given"
     lines = [
         head,
         f"  FLOPs          {cost.flops / 1e12:,.3f} T per chip{turn}",
@@ -93,6 +94,7 @@ def describe(trial: Trial, topology: Topology, hbm: int) -> str:
         f"  collectives    {collectives(cost)}",
         f"  XLA expects    {seconds(cost, topology):,.3f} s ({cost.usage.cycles:,} cycles at "
         f"{topology.chip.clock / 1e9:g} GHz, without communication), {utilisation(trial, topology):.0%} of the peak",
+        f"  at best        {optimal}, every operation at full speed (XLA's optimal_seconds)",
         took,
     ]
     if cost.usage.unread_loops:
@@ -142,6 +144,7 @@ def record(config_name: str, config: ConfigDict, topology: Topology, hbm: int, t
     }
     if isinstance(cost, Cost):
         row |= {"flops": cost.flops, "bytes_accessed": cost.bytes_accessed, "turns": trial.turns}
+        row["optimal_seconds"] = cost.optimal_seconds
         row |= {"seconds": seconds(cost, topology), "utilisation": utilisation(trial, topology)}
         row["collectives"] = {kind: dataclasses.asdict(t) for kind, t in cost.usage.collectives.items()}
     return row
