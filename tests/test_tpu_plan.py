@@ -174,12 +174,14 @@ def test_report_of_a_program_that_fits():
     assert "at best        0.500 s (one of the loop's 600 turns)" in text
     assert "61 s (--quick)" in text
     assert "1 loops of unknown length" in text
+    assert "note           all-reduce: devices that share a batch need not do this" in text
 
 
 def test_a_step_at_half_the_peak_says_so():
     trial = tpu_plan.Trial("train", 1, 4, cost(flops=197e12), False, 1.0)  # 2 s at 197 TFLOP/s would do twice that
     assert tpu_plan.utilisation(trial, TOPOLOGY) == pytest.approx(0.5)
-    assert "50% of the peak" in tpu_plan.describe(trial, TOPOLOGY, 16 * GIB)
+    text = tpu_plan.describe(trial, TOPOLOGY, 16 * GIB)
+    assert "50% of the peak" in text and "note" not in text  # a training step averages its gradients
     assert "not given" in tpu_plan.describe(
         tpu_plan.Trial("train", 1, 4, cost(optimal_seconds=-1.0), False, 1.0), TOPOLOGY, 1
     )

@@ -38,6 +38,7 @@ _TRIALS = flags.DEFINE_integer("trials", 6, "With --search: at most so many comp
 _QUICK = flags.DEFINE_bool("quick", False, "Ask the compiler for its least effort: sooner done, its seconds too many.")
 _LOG = flags.DEFINE_string("log", "", "File that every compilation is appended to, one JSON line each.")
 
+NEEDED = {"train": {"all-reduce"}}  # collectives by program: the gradients' mean; samplers need none
 HEADS = (
     "config", "program", "slice", "dtype", "remat", "per chip", "HBM GiB", "TFLOP", "GiB accessed", "s", "images/s",
 )  # fmt: skip
@@ -97,6 +98,9 @@ def describe(trial: Trial, topology: Topology, hbm: int) -> str:
         f"  at best        {optimal}, every operation at full speed (XLA's optimal_seconds)",
         took,
     ]
+    needless = cost.usage.collectives.keys() - NEEDED.get(trial.program, set())
+    if needless:
+        lines.append(f"  note           {', '.join(sorted(needless))}: devices that share a batch need not do this")
     if cost.usage.unread_loops:
         lines.append(f"  note           {cost.usage.unread_loops} loops of unknown length count once in XLA's estimate")
     return "\n".join(lines)
