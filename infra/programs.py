@@ -15,6 +15,7 @@ from infra import generation, sharding
 from losses import get_loss_fn, get_optimizer, get_step_fn, init_state
 from operators.measurement import Measurement
 from operators.tasks import get_task, simulate
+from predictor_corrector import PCSettings, network_calls
 from registry import Registry
 from solvers import get_solver
 
@@ -54,11 +55,12 @@ def lower_train(config: ConfigDict, devices: list[Any], per_device_batch: int) -
 
 @PROGRAMS.register("solve")
 def lower_solve(config: ConfigDict, devices: list[Any], per_device_batch: int) -> Program:
-    """A round of `run_lib.evaluate` with the solver msm, on the measurements of `config.task`."""
+    """A round of `run_lib.evaluate` with msm, or the last of `eval.solvers`, on the measurements of `config.task`."""
     experiment = run_lib.build(config, sharding.get_mesh(devices))
     task = get_task(config, experiment.transform)
     experiment = dataclasses.replace(experiment, operator=task.operator)
-    solver = get_solver(config, experiment, "msm")
+    name = "msm" if "msm" in config.eval.solvers else config.eval.solvers[-1]
+    solver = get_solver(config, experiment, name)
     measurement = _acquisitions(experiment, per_device_batch)
     if config.task.name != "acquired":
         measurement = jax.eval_shape(
@@ -68,7 +70,8 @@ def lower_solve(config: ConfigDict, devices: list[Any], per_device_batch: int) -
         measurement = _split(measurement, experiment)
     solve = sharding.data_parallel_solve(solver.solve, experiment.mesh)
     lowered = solve.lower(_key(experiment), experiment.template_params(), measurement, dict(solver.hyper))
-    return Program(lowered, solver.nfe if config.solver.reinject else solver.nfe // config.solver.w)
+    at_once = config.solver.w if name == "msm" and not config.solver.reinject else 1  # masks in one batched call
+    return Program(lowered, max(1, solver.nfe // at_once))
 
 
 @PROGRAMS.register("sample")
@@ -79,6 +82,9 @@ def lower_sample(config: ConfigDict, devices: list[Any], per_device_batch: int) 
     measurement = _acquisitions(experiment, per_device_batch)
     lowered = draw.lower(_key(experiment), experiment.template_params(), measurement, {})
     sampling = config.sampling
+    if sampling.method == "predictor_corrector":
+        settings = PCSettings(sampling.num_levels, sampling.predictor, sampling.corrector, sampling.corrector_steps)
+        return Program(lowered, len(network_calls(settings, experiment.schedule)))
     levels = len(experiment.schedule.grid(sampling.num_levels))
     return Program(lowered, levels * sampling.w if sampling.reinject else levels)
 

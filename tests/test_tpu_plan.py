@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from configs import brain64_msm
+from configs import brain64_mri_ve, brain64_msm
 from infra import ahead, hlo, programs
 from infra.errors import UserError
 from tools import tpu_plan
@@ -303,3 +303,14 @@ def test_compilation_for_a_slice_of_tpus():
     reduced = found.usage.collectives["all-reduce"].bytes
     assert 0.98 * params < reduced <= params + 4  # and the loss; biases with the same gradient are reduced once
     assert found.flops > 0 and found.usage.cycles > 0 and found.peak < hbm
+
+
+def test_turns_of_score_samplers_are_their_network_calls():
+    config = brain64_mri_ve.get_config("smoke")
+    config.data.update(image_size=16)
+    config.masks.acs_lines = 4
+    config.model.update(channel_mult=(1,), num_res_blocks=1, attention_resolutions=())
+    config.eval.solvers, config.sampling.corrector_steps = config.eval.solvers[-1:], 1
+    drawn = programs.lower("sample", config, jax.devices()[:1], 2)
+    assert drawn.turns == 2 * config.sampling.num_levels  # a corrector and a predictor, or an estimate, at each level
+    assert drawn.lowered.out_info.shape == (1, 2, 16, 16)
