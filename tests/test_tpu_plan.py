@@ -148,9 +148,11 @@ def test_search_of_the_tool_tells_both_batches():
         found = cost(temporary=batch * GIB) if 5.25 + batch <= 16 else ahead.TooLarge(int(5.25 + batch) * GIB, 16 * GIB)
         return tpu_plan.Trial("train", 1, batch, found, False, 1.0)
 
-    told = tpu_plan.find_largest(trial_of, 2, 16 * GIB, 6)
+    told = tpu_plan.find_largest(trial_of, 2, 1, 16 * GIB, 6)
     assert told == "the largest batch per chip seen to fit is 10; 11 does not fit"
-    assert "2; none was seen" in tpu_plan.find_largest(trial_of, 2, 16 * GIB, 1)
+    told = tpu_plan.find_largest(trial_of, 4, 4, 16 * GIB, 6)  # optim.accumulate 4
+    assert told == "the largest batch per chip seen to fit is 8; 12 does not fit"
+    assert "2; none was seen" in tpu_plan.find_largest(trial_of, 2, 1, 16 * GIB, 1)
 
 
 def cost(**changes) -> ahead.Cost:
@@ -232,6 +234,18 @@ def test_unknown_kinds_and_a_missing_compiler_are_told(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"libtpu is not installed.*pip install -r requirements-tpu\.txt"):
         ahead.get_topology("v5e:4x4")
+
+
+def test_flags_are_checked_before_anything_is_compiled(tmp_path):
+    config = brain64_msm.get_config()
+    config.optim.accumulate = 4
+    with pytest.raises(UserError, match=r"per_device_batch is 6: it must be a multiple of optim\.accumulate .4."):
+        tpu_plan.check_flags(config, ["train"], 6, "")
+    tpu_plan.check_flags(config, ["solve"], 6, str(tmp_path / "plans.jsonl"))
+    with pytest.raises(UserError, match=r"plans\.jsonl' cannot be written .No such file"):
+        tpu_plan.check_flags(config, ["solve"], 6, str(tmp_path / "missing/plans.jsonl"))
+    with pytest.raises(UserError, match="unknown program 'trian'; did you mean 'train'"):
+        tpu_plan.check_flags(config, ["trian"], 1, "")
 
 
 def test_mistakes_on_the_command_line_are_one_line():

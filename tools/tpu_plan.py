@@ -64,10 +64,6 @@ def compile_one(name: str, config: ConfigDict, topology: Topology, batch: int, q
     """Lowers and compiles one program for `batch` examples per chip."""
     config = config.copy_and_resolve_references()
     config.training.batch_size = batch * len(topology.devices)
-    if batch % config.optim.accumulate:
-        raise UserError(
-            f"--per_device_batch is {batch}: it must be a multiple of optim.accumulate {config.optim.accumulate}"
-        )
     begin = time.monotonic()
     program = programs.lower(name, config, topology.devices, batch)
     found = ahead.compile_program(program.lowered, quick)
@@ -164,29 +160,37 @@ def table(rows: list[dict[str, Any]]) -> str:
             rate = row["batch"] * row["chips"] / row["seconds"]
             flops, accessed = row["flops"] / 1e12, row["bytes_accessed"] / GIB
             values = [f"{flops:.2f}", f"{accessed:.1f}", f"{row['seconds']:.3g}", f"{rate:.3g}"]
-        known = [
-            row["config"],
-            row["program"],
-            row["slice"],
-            row["dtype"],
-            "yes" if row["remat"] else "no",
-            str(row["batch"]),
-            memory,
-        ]
+        known = [row[name] for name in ("config", "program", "slice", "dtype")]
+        known += ["yes" if row["remat"] else "no", str(row["batch"]), memory]
         lines.append("| " + " | ".join([*known, *values]) + " |")
     return "\n".join(lines)
 
 
-def find_largest(trial_of: Callable[[int], Trial], start: int, hbm: int, trials: int) -> str:
-    """Compiles until the largest batch is found or `trials` are spent; what is known then, in one line."""
+def find_largest(trial_of: Callable[[int], Trial], start: int, unit: int, hbm: int, trials: int) -> str:
+    """Compiles multiples of `unit` until the largest batch is found or `trials` are spent; what is known, in a line."""
 
-    def peak(batch: int) -> tuple[int, bool]:
-        trial = trial_of(batch)
+    def peak(units: int) -> tuple[int, bool]:
+        trial = trial_of(units * unit)
         return trial.found.peak, trial.fits
 
-    fits, fails = ahead.largest_batch(peak, start, hbm, trials)
-    beyond = f"{fails} does not fit" if fails else "none was seen not to fit"
-    return f"the largest batch per chip seen to fit is {fits}; {beyond}"
+    fits, fails = ahead.largest_batch(peak, start // unit, hbm, trials)
+    beyond = f"{fails * unit} does not fit" if fails else "none was seen not to fit"
+    return f"the largest batch per chip seen to fit is {fits * unit}; {beyond}"
+
+
+def check_flags(config: ConfigDict, names: list[str], batch: int, log: str) -> None:
+    """Raises UserError for flags that do not fit the config or the disk, before anything is compiled."""
+    config_check.check(config)
+    for name in names:
+        programs.PROGRAMS[name]
+    parts = config.optim.accumulate
+    if "train" in names and batch % parts:
+        raise UserError(f"--per_device_batch is {batch}: it must be a multiple of optim.accumulate ({parts})")
+    try:
+        if log:
+            open(log, "a").close()
+    except OSError as error:
+        raise UserError(f"--log {log!r} cannot be written ({error.strerror})") from error
 
 
 def main(argv: list[str]) -> None:
@@ -194,9 +198,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).name.replace(".py", "")  # with its variants
-    config_check.check(config)
-    for program in _PROGRAMS.value:
-        programs.PROGRAMS[program]  # an unknown one is told before anything is compiled
+    check_flags(config, _PROGRAMS.value, _BATCH.value, _LOG.value)
     topology = ahead.get_topology(_TOPOLOGY.value or "")
     hbm = ahead.hbm_bytes(topology)
     print(
@@ -214,10 +216,11 @@ def main(argv: list[str]) -> None:
         return trial
 
     for program in _PROGRAMS.value:
-        if _SEARCH.value:
-            print(f"{program}: {find_largest(partial(trial_of, program), _BATCH.value, hbm, _TRIALS.value)}")
-        else:
+        if not _SEARCH.value:
             trial_of(program, _BATCH.value)
+            continue
+        unit = config.optim.accumulate if program == "train" else 1
+        print(f"{program}: {find_largest(partial(trial_of, program), _BATCH.value, unit, hbm, _TRIALS.value)}")
     print("\n" + table(rows))
 
 
