@@ -20,9 +20,7 @@ from infra.errors import UserError
 from registry import nearest
 
 GIB = 2**30
-QUICK: dict[str, Any] = {
-    "exec_time_optimization_effort": -1.0
-}  # XLA then searches no tilings: a tenth of the time to compile
+QUICK: dict[str, Any] = {"exec_time_optimization_effort": -1.0}  # the least effort that XLA knows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +74,8 @@ class Cost:
 
     Attributes:
       flops, bytes_accessed: as XLA counts them, the body of a loop once.
+      optimal_seconds: what XLA expects if every operation ran at the chip's full speed, loops once; negative where it
+        gives none.
       arguments, outputs, aliased, temporary, code: bytes in HBM; `aliased` is the part of `outputs` that takes the
         place of donated arguments.
       usage: collectives and expected cycles, loops multiplied out.
@@ -83,6 +83,7 @@ class Cost:
 
     flops: float
     bytes_accessed: float
+    optimal_seconds: float
     arguments: int
     outputs: int
     aliased: int
@@ -144,6 +145,7 @@ def compile_program(lowered: jax.stages.Lowered, quick: bool = False) -> Cost | 
     return Cost(
         flops=cost["flops"],
         bytes_accessed=cost["bytes accessed"],
+        optimal_seconds=cost.get("optimal_seconds", -1.0),
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,
         aliased=memory.alias_size_in_bytes,

@@ -15,6 +15,7 @@ from infra import generation, sharding
 from losses import get_loss_fn, get_optimizer, get_step_fn, init_state
 from operators.measurement import Measurement
 from operators.tasks import get_task, simulate
+from predictor_corrector import PCSettings, network_calls
 from registry import Registry
 from solvers import get_solver
 
@@ -25,14 +26,11 @@ class Program:
 
     Attributes:
       lowered: for the devices that it was asked for.
-      calls: network calls, one after the other, that one run of it takes for its whole batch; its backward pass belongs
-        to the call.
-      what: what one run does.
+      turns: how often the loops around its network turn: levels of noise and masks, or micro-batches; 1 without a loop.
     """
 
     lowered: jax.stages.Lowered
-    calls: int
-    what: str
+    turns: int
 
 
 PROGRAMS: Registry[Callable[[ConfigDict, list[Any], int], Program]] = Registry("program")
@@ -52,29 +50,28 @@ def lower_train(config: ConfigDict, devices: list[Any], per_device_batch: int) -
     state = jax.eval_shape(lambda params: init_state(params, optimizer), experiment.template_params())
     step = sharding.data_parallel_step(get_step_fn(config, loss_fn, optimizer), experiment.mesh)
     lowered = step.lower(_replicated(state, experiment), _acquisitions(experiment, per_device_batch), _key(experiment))
-    return Program(lowered, config.optim.accumulate, "a training step")
+    return Program(lowered, config.optim.accumulate)
 
 
 @PROGRAMS.register("solve")
 def lower_solve(config: ConfigDict, devices: list[Any], per_device_batch: int) -> Program:
-    """A round of `run_lib.evaluate` with the solver msm, on the measurements of `config.task`."""
+    """A round of `run_lib.evaluate` with msm, or the last of `eval.solvers`, on the measurements of `config.task`."""
     experiment = run_lib.build(config, sharding.get_mesh(devices))
     task = get_task(config, experiment.transform)
     experiment = dataclasses.replace(experiment, operator=task.operator)
-    solver = get_solver(config, experiment, "msm")
+    name = "msm" if "msm" in config.eval.solvers else config.eval.solvers[-1]
+    solver = get_solver(config, experiment, name)
     measurement = _acquisitions(experiment, per_device_batch)
     if config.task.name != "acquired":
-        shape = experiment.transform.image_shape(measurement.y.shape)
-        image = jax.ShapeDtypeStruct(shape, experiment.transform.dtype)
-        simulated = jax.eval_shape(
-            lambda image, maps, ids: simulate(task, image, maps, ids, 0, config.task.noise_std),
-            image, measurement.maps, measurement.example_id,
+        measurement = jax.eval_shape(
+            lambda images, maps, ids: simulate(task, images, maps, ids, config.task.seed, config.task.noise_std),
+            _images(experiment, measurement.example_id.size), measurement.maps, measurement.example_id,
         )  # fmt: skip
-        measurement = _split(simulated, experiment)
+        measurement = _split(measurement, experiment)
     solve = sharding.data_parallel_solve(solver.solve, experiment.mesh)
     lowered = solve.lower(_key(experiment), experiment.template_params(), measurement, dict(solver.hyper))
-    calls = solver.nfe if config.solver.reinject else solver.nfe // config.solver.w
-    return Program(lowered, calls, f"{solver.num_samples} posterior sample(s) of each acquisition")
+    at_once = config.solver.w if name == "msm" and not config.solver.reinject else 1  # masks in one batched call
+    return Program(lowered, max(1, solver.nfe // at_once))
 
 
 @PROGRAMS.register("sample")
@@ -85,8 +82,11 @@ def lower_sample(config: ConfigDict, devices: list[Any], per_device_batch: int) 
     measurement = _acquisitions(experiment, per_device_batch)
     lowered = draw.lower(_key(experiment), experiment.template_params(), measurement, {})
     sampling = config.sampling
-    calls = len(experiment.schedule.grid(sampling.num_levels)) * (sampling.w if sampling.reinject else 1)
-    return Program(lowered, calls, "images drawn from the prior")
+    if sampling.method == "predictor_corrector":
+        settings = PCSettings(sampling.num_levels, sampling.predictor, sampling.corrector, sampling.corrector_steps)
+        return Program(lowered, len(network_calls(settings, experiment.schedule)))
+    levels = len(experiment.schedule.grid(sampling.num_levels))
+    return Program(lowered, levels * sampling.w if sampling.reinject else levels)
 
 
 def _placed(tree, sharding_of_all: NamedSharding):
@@ -105,17 +105,22 @@ def _key(experiment):
     return _replicated(jax.eval_shape(lambda: jax.random.key(0)), experiment)
 
 
+def _images(experiment, count: int) -> jax.ShapeDtypeStruct:
+    """Shape and type of `count` images."""
+    channels = jax.ShapeDtypeStruct((count, *experiment.image_shape), jnp.float32)
+    return jax.eval_shape(experiment.transform.from_channels, channels)
+
+
 def _acquisitions(experiment, per_device_batch: int) -> Measurement:
     """Shapes and placement of a batch of stored acquisitions, as datasets.py reads them."""
     config, count = experiment.config, per_device_batch * experiment.mesh.size
     size, coils = config.data.image_size, config.data.num_coils
-    shape = (count, coils, size, size) if coils else (count, size, size, experiment.transform.channels)
+    maps = jax.ShapeDtypeStruct((count, coils, size, size), jnp.complex64) if coils else None
     mask = jax.eval_shape(experiment.masks.sample, jax.random.key(0))
-    y = jax.ShapeDtypeStruct(shape, experiment.transform.dtype)
     measurement = Measurement(
-        y=y,
+        y=jax.eval_shape(experiment.transform.forward, _images(experiment, count), maps),
         mask=jax.ShapeDtypeStruct((count, *mask.shape), mask.dtype),
-        maps=y if coils else None,
+        maps=maps,
         noise_std=jax.ShapeDtypeStruct((count,), jnp.float32),
         example_id=jax.ShapeDtypeStruct((count,), jnp.int32),
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from configs import brain64_msm
+from configs import brain64_mri_ve, brain64_msm
 from infra import ahead, hlo, programs
 from infra.errors import UserError
 from tools import tpu_plan
@@ -143,10 +143,24 @@ def test_search_ends_where_nothing_fits_and_where_trials_do():
     assert found == (asked[-1], 0)
 
 
+def test_search_of_the_tool_tells_both_batches():
+    def trial_of(batch):
+        found = cost(temporary=batch * GIB) if 5.25 + batch <= 16 else ahead.TooLarge(int(5.25 + batch) * GIB, 16 * GIB)
+        return tpu_plan.Trial("train", 1, batch, found, False, 1.0)
+
+    told = tpu_plan.find_largest(trial_of, 2, 1, 16 * GIB, 6)
+    assert told == "the largest batch per chip seen to fit is 10; 11 does not fit"
+    told = tpu_plan.find_largest(trial_of, 4, 4, 16 * GIB, 6)  # optim.accumulate 4
+    assert told == "the largest batch per chip seen to fit is 8; 12 does not fit"
+    assert "2; none was seen" in tpu_plan.find_largest(trial_of, 2, 1, 16 * GIB, 1)
+
+
 def cost(**changes) -> ahead.Cost:
     usage = hlo.Usage({"all-reduce": hlo.Traffic(2, GIB // 2)}, 3 * 10**9, changes.pop("unread_loops", 0))
     sizes = {"arguments": 4 * GIB, "outputs": 5 * GIB, "aliased": 4 * GIB, "temporary": 2 * GIB, "code": GIB // 4}
-    return ahead.Cost(**{"flops": 98.5e12, "bytes_accessed": 3.0 * GIB, **sizes, "usage": usage, **changes})
+    return ahead.Cost(
+        **{"flops": 98.5e12, "bytes_accessed": 3.0 * GIB, "optimal_seconds": 0.5, **sizes, "usage": usage, **changes}
+    )
 
 
 TOPOLOGY = ahead.Topology("v5e:4x4", ahead.CHIPS["v5e"], [object()] * 16)
@@ -155,18 +169,24 @@ TOPOLOGY = ahead.Topology("v5e:4x4", ahead.CHIPS["v5e"], [object()] * 16)
 def test_report_of_a_program_that_fits():
     text = tpu_plan.describe(tpu_plan.Trial("solve", 600, 4, cost(unread_loops=1), True, 61.2), TOPOLOGY, 16 * GIB)
     assert "solve: 4 per chip, 64 in all" in text
-    assert "98.500 T per chip (one of 600 network calls one after the other)" in text
+    assert "98.500 T per chip (one of the loop's 600 turns)" in text
     assert "7.25 GiB of 16.00 GiB per chip: 4.00 GiB arguments, 2.00 GiB temporary, 1.00 GiB results, 0.25" in text
     assert "collectives    all-reduce 2 x (0.50 GiB)" in text
     assert "2.000 s (3,000,000,000 cycles at 1.5 GHz, without communication)" in text
+    assert "at best        0.500 s (one of the loop's 600 turns)" in text
     assert "61 s (--quick)" in text
     assert "1 loops of unknown length" in text
+    assert "note           all-reduce: devices that share a batch need not do this" in text
 
 
 def test_a_step_at_half_the_peak_says_so():
     trial = tpu_plan.Trial("train", 1, 4, cost(flops=197e12), False, 1.0)  # 2 s at 197 TFLOP/s would do twice that
     assert tpu_plan.utilisation(trial, TOPOLOGY) == pytest.approx(0.5)
-    assert "50% of the peak" in tpu_plan.describe(trial, TOPOLOGY, 16 * GIB)
+    text = tpu_plan.describe(trial, TOPOLOGY, 16 * GIB)
+    assert "50% of the peak" in text and "note" not in text  # a training step averages its gradients
+    assert "not given" in tpu_plan.describe(
+        tpu_plan.Trial("train", 1, 4, cost(optimal_seconds=-1.0), False, 1.0), TOPOLOGY, 1
+    )
     without = cost(usage=hlo.Usage({}, 3 * 10**9, 0))
     assert tpu_plan.collectives(without) == "none"
 
@@ -216,6 +236,18 @@ def test_unknown_kinds_and_a_missing_compiler_are_told(monkeypatch):
         ahead.get_topology("v5e:4x4")
 
 
+def test_flags_are_checked_before_anything_is_compiled(tmp_path):
+    config = brain64_msm.get_config()
+    config.optim.accumulate = 4
+    with pytest.raises(UserError, match=r"per_device_batch is 6: it must be a multiple of optim\.accumulate .4."):
+        tpu_plan.check_flags(config, ["train"], 6, "")
+    tpu_plan.check_flags(config, ["solve"], 6, str(tmp_path / "plans.jsonl"))
+    with pytest.raises(UserError, match=r"plans\.jsonl' cannot be written .No such file"):
+        tpu_plan.check_flags(config, ["solve"], 6, str(tmp_path / "missing/plans.jsonl"))
+    with pytest.raises(UserError, match="unknown program 'trian'; did you mean 'train'"):
+        tpu_plan.check_flags(config, ["trian"], 1, "")
+
+
 def test_mistakes_on_the_command_line_are_one_line():
     command = [sys.executable, "tools/tpu_plan.py", "--config=configs/brain64_msm.py", "--topology=v5e:4x4"]
     command += ["--programs=trian", "--config.model.num_heads=3"]
@@ -245,14 +277,14 @@ def test_programs_are_the_runs_own():
     assert all(donated) and len(donated) > 50
     assert not any(leaf.donated for leaf in jax.tree.leaves((batch, key)))
     assert batch.y.shape == (2, 2, 16, 16) and batch.mask.shape == (2, 1, 1, 16) and batch.maps.shape == batch.y.shape
-    assert train.calls == 1
+    assert train.turns == 1
 
     solve = programs.lower("solve", config, devices, 3)
     assert solve.lowered.out_info.shape == (2, 3, 16, 16)
-    assert solve.calls == 3  # both masks of a level go through the network in one batch
+    assert solve.turns == 3  # both masks of a level go through the network in one batch
     drawn = programs.lower("sample", config, devices, 3)
     assert drawn.lowered.out_info.shape == (1, 3, 16, 16)
-    assert drawn.calls == 6  # the masks act one after the other
+    assert drawn.turns == 6  # the masks act one after the other
 
 
 def test_solve_takes_the_measurements_of_the_task():
@@ -285,3 +317,14 @@ def test_compilation_for_a_slice_of_tpus():
     reduced = found.usage.collectives["all-reduce"].bytes
     assert 0.98 * params < reduced <= params + 4  # and the loss; biases with the same gradient are reduced once
     assert found.flops > 0 and found.usage.cycles > 0 and found.peak < hbm
+
+
+def test_turns_of_score_samplers_are_their_network_calls():
+    config = brain64_mri_ve.get_config("smoke")
+    config.data.update(image_size=16)
+    config.masks.acs_lines = 4
+    config.model.update(channel_mult=(1,), num_res_blocks=1, attention_resolutions=())
+    config.eval.solvers, config.sampling.corrector_steps = config.eval.solvers[-1:], 1
+    drawn = programs.lower("sample", config, jax.devices()[:1], 2)
+    assert drawn.turns == 2 * config.sampling.num_levels  # a corrector and a predictor, or an estimate, at each level
+    assert drawn.lowered.out_info.shape == (1, 2, 16, 16)

@@ -14,10 +14,12 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -33,9 +35,10 @@ _BATCH = flags.DEFINE_integer("per_device_batch", 1, "Examples per chip and step
 _PROGRAMS = flags.DEFINE_list("programs", ["train", "solve"], "What to compile: train, solve, sample.")
 _SEARCH = flags.DEFINE_bool("search", False, "Look for the largest batch per chip that fits, by further compilations.")
 _TRIALS = flags.DEFINE_integer("trials", 6, "With --search: at most so many compilations per program.", lower_bound=2)
-_QUICK = flags.DEFINE_bool("quick", False, "Let the compiler search no tilings: a tenth of its time, higher estimates.")
+_QUICK = flags.DEFINE_bool("quick", False, "Ask the compiler for its least effort: sooner done, its seconds too many.")
 _LOG = flags.DEFINE_string("log", "", "File that every compilation is appended to, one JSON line each.")
 
+NEEDED = {"train": {"all-reduce"}}  # collectives by program: the gradients' mean; samplers need none
 HEADS = (
     "config", "program", "slice", "dtype", "remat", "per chip", "HBM GiB", "TFLOP", "GiB accessed", "s", "images/s",
 )  # fmt: skip
@@ -46,15 +49,11 @@ class Trial:
     """One compilation: of which program, for how many examples per chip, what came out, and what it took here."""
 
     program: str
-    calls: int
+    turns: int
     batch: int
     found: Cost | TooLarge
     quick: bool
     seconds: float
-
-    @property
-    def peak(self) -> int:
-        return self.found.peak
 
     @property
     def fits(self) -> bool:
@@ -65,14 +64,10 @@ def compile_one(name: str, config: ConfigDict, topology: Topology, batch: int, q
     """Lowers and compiles one program for `batch` examples per chip."""
     config = config.copy_and_resolve_references()
     config.training.batch_size = batch * len(topology.devices)
-    if batch % config.optim.accumulate:
-        raise UserError(
-            f"--per_device_batch is {batch}: it must be a multiple of optim.accumulate {config.optim.accumulate}"
-        )
     begin = time.monotonic()
     program = programs.lower(name, config, topology.devices, batch)
     found = ahead.compile_program(program.lowered, quick)
-    return Trial(name, program.calls, batch, found, quick, time.monotonic() - begin)
+    return Trial(name, program.turns, batch, found, quick, time.monotonic() - begin)
 
 
 def describe(trial: Trial, topology: Topology, hbm: int) -> str:
@@ -82,21 +77,26 @@ def describe(trial: Trial, topology: Topology, hbm: int) -> str:
     took = f"  compiled in    {trial.seconds:,.0f} s{' (--quick)' if trial.quick else ''}"
     if isinstance(trial.found, TooLarge):
         return "\n".join(
-            [f"{head}: does not fit", f"  HBM            {gib(trial.peak)} needed, {gib(hbm)} per chip", took]
+            [f"{head}: does not fit", f"  HBM            {gib(trial.found.peak)} needed, {gib(hbm)} per chip", took]
         )
     cost = trial.found
-    calls = f" (one of {trial.calls} network calls one after the other)" if trial.calls > 1 else ""
+    turn = f" (one of the loop's {trial.turns} turns)" if trial.turns > 1 else ""
+    optimal = f"{cost.optimal_seconds:,.3f} s{turn}" if cost.optimal_seconds >= 0 else "not given"
     lines = [
         head,
-        f"  FLOPs          {cost.flops / 1e12:,.3f} T per chip{calls}",
-        f"  bytes accessed {gib(cost.bytes_accessed)} per chip{calls}",
+        f"  FLOPs          {cost.flops / 1e12:,.3f} T per chip{turn}",
+        f"  bytes accessed {gib(cost.bytes_accessed)} per chip{turn}",
         f"  HBM            {gib(cost.peak)} of {gib(hbm)} per chip: {gib(cost.arguments)} arguments, "
         f"{gib(cost.temporary)} temporary, {gib(cost.outputs - cost.aliased)} results, {gib(cost.code)} code",
         f"  collectives    {collectives(cost)}",
         f"  XLA expects    {seconds(cost, topology):,.3f} s ({cost.usage.cycles:,} cycles at "
         f"{topology.chip.clock / 1e9:g} GHz, without communication), {utilisation(trial, topology):.0%} of the peak",
+        f"  at best        {optimal}, every operation at full speed (XLA's optimal_seconds)",
         took,
     ]
+    needless = cost.usage.collectives.keys() - NEEDED.get(trial.program, set())
+    if needless:
+        lines.append(f"  note           {', '.join(sorted(needless))}: devices that share a batch need not do this")
     if cost.usage.unread_loops:
         lines.append(f"  note           {cost.usage.unread_loops} loops of unknown length count once in XLA's estimate")
     return "\n".join(lines)
@@ -118,9 +118,9 @@ def seconds(cost: Cost, topology: Topology) -> float:
 
 
 def utilisation(trial: Trial, topology: Topology) -> float:
-    """FLOPs of all network calls over what the chip's matrix units could do in the expected time."""
+    """FLOPs of all turns over what the chip's matrix units could do in the expected time."""
     assert isinstance(trial.found, Cost)
-    return trial.calls * trial.found.flops / (seconds(trial.found, topology) * topology.chip.peak)
+    return trial.turns * trial.found.flops / (seconds(trial.found, topology) * topology.chip.peak)
 
 
 def record(config_name: str, config: ConfigDict, topology: Topology, hbm: int, trial: Trial) -> dict[str, Any]:
@@ -137,13 +137,14 @@ def record(config_name: str, config: ConfigDict, topology: Topology, hbm: int, t
         "batch": trial.batch,
         "quick": trial.quick,
         "fits": trial.fits,
-        "peak": trial.peak,
+        "peak": trial.found.peak,
         "hbm": hbm,
         "compile_seconds": round(trial.seconds),
         "host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     if isinstance(cost, Cost):
-        row |= {"flops": cost.flops, "bytes_accessed": cost.bytes_accessed, "calls": trial.calls}
+        row |= {"flops": cost.flops, "bytes_accessed": cost.bytes_accessed, "turns": trial.turns}
+        row["optimal_seconds"] = cost.optimal_seconds
         row |= {"seconds": seconds(cost, topology), "utilisation": utilisation(trial, topology)}
         row["collectives"] = {kind: dataclasses.asdict(t) for kind, t in cost.usage.collectives.items()}
     return row
@@ -159,30 +160,49 @@ def table(rows: list[dict[str, Any]]) -> str:
             rate = row["batch"] * row["chips"] / row["seconds"]
             flops, accessed = row["flops"] / 1e12, row["bytes_accessed"] / GIB
             values = [f"{flops:.2f}", f"{accessed:.1f}", f"{row['seconds']:.3g}", f"{rate:.3g}"]
-        known = [
-            row["config"],
-            row["program"],
-            row["slice"],
-            row["dtype"],
-            "yes" if row["remat"] else "no",
-            str(row["batch"]),
-            memory,
-        ]
+        known = [row[name] for name in ("config", "program", "slice", "dtype")]
+        known += ["yes" if row["remat"] else "no", str(row["batch"]), memory]
         lines.append("| " + " | ".join([*known, *values]) + " |")
     return "\n".join(lines)
 
 
+def find_largest(trial_of: Callable[[int], Trial], start: int, unit: int, hbm: int, trials: int) -> str:
+    """Compiles multiples of `unit` until the largest batch is found or `trials` are spent; what is known, in a line."""
+
+    def peak(units: int) -> tuple[int, bool]:
+        trial = trial_of(units * unit)
+        return trial.found.peak, trial.fits
+
+    fits, fails = ahead.largest_batch(peak, start // unit, hbm, trials)
+    beyond = f"{fails * unit} does not fit" if fails else "none was seen not to fit"
+    return f"the largest batch per chip seen to fit is {fits * unit}; {beyond}"
+
+
+def check_flags(config: ConfigDict, names: list[str], batch: int, log: str) -> None:
+    """Raises UserError for flags that do not fit the config or the disk, before anything is compiled."""
+    config_check.check(config)
+    for name in names:
+        programs.PROGRAMS[name]
+    parts = config.optim.accumulate
+    if "train" in names and batch % parts:
+        raise UserError(f"--per_device_batch is {batch}: it must be a multiple of optim.accumulate ({parts})")
+    try:
+        if log:
+            open(log, "a").close()
+    except OSError as error:
+        raise UserError(f"--log {log!r} cannot be written ({error.strerror})") from error
+
+
 def main(argv: list[str]) -> None:
     del argv
+    logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).name.replace(".py", "")  # with its variants
-    config_check.check(config)
-    for program in _PROGRAMS.value:
-        programs.PROGRAMS[program]  # an unknown one is told before anything is compiled
+    check_flags(config, _PROGRAMS.value, _BATCH.value, _LOG.value)
     topology = ahead.get_topology(_TOPOLOGY.value or "")
     hbm = ahead.hbm_bytes(topology)
     print(
-        f"{topology.name}: {len(topology.devices)} chips ({topology.slice_name}), {gib(hbm)} of HBM each for programs"
+        f"{topology.name}: {len(topology.devices)} chips ({topology.slice_name}), programs have {gib(hbm)} of HBM each"
     )
     rows = []
 
@@ -199,14 +219,8 @@ def main(argv: list[str]) -> None:
         if not _SEARCH.value:
             trial_of(program, _BATCH.value)
             continue
-
-        def peak(batch: int, program=program) -> tuple[int, bool]:
-            trial = trial_of(program, batch)
-            return trial.peak, trial.fits
-
-        fits, fails = ahead.largest_batch(peak, _BATCH.value, hbm, _TRIALS.value)
-        beyond = f"{fails} does not" if fails else "no larger one was tried"
-        print(f"{program}: the largest batch per chip seen to fit is {fits}; {beyond}")
+        unit = config.optim.accumulate if program == "train" else 1
+        print(f"{program}: {find_largest(partial(trial_of, program), _BATCH.value, unit, hbm, _TRIALS.value)}")
     print("\n" + table(rows))
 
 
