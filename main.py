@@ -37,7 +37,7 @@ def run() -> None:
     if FLAGS.cache:
         jax.config.update("jax_compilation_cache_dir", FLAGS.cache)
     with processes.together():
-        config_check.check(FLAGS.config)
+        config_check.check(FLAGS.config, FLAGS.mode)
     command = " ".join(["python", *sys.argv])
     modes = {
         "train": lambda: run_lib.train(FLAGS.config, FLAGS.workdir),

@@ -20,20 +20,24 @@ def _is_mri(c: ConfigDict) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Combination:
-    """Settings that must fit each other: looked at only where each of `paths` is right by itself."""
+    """Settings that must fit each other: looked at only where each of `paths` is right by itself.
+
+    `mode` is the only one that they matter to, '' where that is all.
+    """
 
     paths: tuple[str, ...]
     problem: Callable[[ConfigDict], str | None]
+    mode: str = ""
 
 
 COMBINATIONS: list[Combination] = []
 
 
-def _must_fit(*paths: str) -> Callable[[Callable], Callable]:
+def _must_fit(*paths: str, mode: str = "") -> Callable[[Callable], Callable]:
     """Decorator for a check of several settings, which returns what is wrong with them, or None."""
 
     def add(check_fit: Callable[[ConfigDict], str | None]) -> Callable:
-        COMBINATIONS.append(Combination(paths, check_fit))
+        COMBINATIONS.append(Combination(paths, check_fit, mode))
         return check_fit
 
     return add
@@ -251,7 +255,7 @@ for _section in ("sampling", "solver"):
     _enough_levels(_section)
 
 
-@_must_fit("training.batch_size", "optim.accumulate")
+@_must_fit("training.batch_size", "optim.accumulate", mode="train")
 def _training_batch_splits(c: ConfigDict) -> str | None:
     size, devices = c.training.batch_size, jax.device_count()
     share = devices * c.optim.accumulate
@@ -277,8 +281,8 @@ def _metrics_hold_the_standard_ones(c: ConfigDict) -> str | None:
     return "eval.metrics lacks 'standard': other sets are added to the standard one, never put in its place"
 
 
-def _batch_splits(section: str) -> None:
-    @_must_fit(f"{section}.batch_size")
+def _batch_splits(section: str, mode: str) -> None:
+    @_must_fit(f"{section}.batch_size", mode=mode)
     def splits(c: ConfigDict) -> str | None:
         size, devices = c[section].batch_size, jax.device_count()
         if size % devices == 0:
@@ -287,8 +291,8 @@ def _batch_splits(section: str) -> None:
         return f"{section}.batch_size is {size}: it must be a multiple of the {devices} devices, e.g. {up}"
 
 
-for _section in ("eval", "sampling", "tune"):
-    _batch_splits(_section)
+for _section, _mode in (("eval", "eval"), ("sampling", "sample"), ("tune", "tune")):
+    _batch_splits(_section, _mode)
 
 
 @_must_fit("sampling.features", "sampling.reference_features")

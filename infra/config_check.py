@@ -18,8 +18,8 @@ def _flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def find_problems(config: ConfigDict) -> list[str]:
-    """Returns every problem of a config, one line each; an empty list if it is sound."""
+def find_problems(config: ConfigDict, mode: str = "") -> list[str]:
+    """Returns every problem of a config, one line each; an empty list if it is sound. `mode`: '' for those of all."""
     values = _flat(config)
     problems = {}
     for path, rule in SETTINGS.items():
@@ -31,12 +31,16 @@ def find_problems(config: ConfigDict) -> list[str]:
     for path in sorted(values.keys() - known.keys()):
         problems[path] = f"{path} is not a setting{nearest(path, known)}; configs/default.py has all"
     wrong = {path for path, problem in problems.items() if problem}
-    fits = [combination.problem(config) for combination in COMBINATIONS if not wrong.intersection(combination.paths)]
+    looked_at = [c for c in COMBINATIONS if mode in ("", c.mode) or not c.mode]
+    fits = [combination.problem(config) for combination in looked_at if not wrong.intersection(combination.paths)]
     return [problem for problem in (*problems.values(), *fits) if problem]
 
 
-def check(config: ConfigDict) -> None:
-    """Raises UserError that tells every problem of the config, one line each, before anything is built or compiled."""
-    problems = find_problems(config)
+def check(config: ConfigDict, mode: str = "") -> None:
+    """Raises UserError that tells every problem of the config, one line each, before anything is built or compiled.
+
+    `mode`: of main.py, of whose batch size alone it matters whether it fits the devices; '' for all.
+    """
+    problems = find_problems(config, mode)
     if problems:
         raise UserError("\n".join(problems))

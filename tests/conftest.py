@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX is imported; set it yourself to run the tests elsewhere
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its idle threads spin, at the cost of those of XLA
 
 import jax
 import numpy as np

@@ -203,6 +203,10 @@ def test_batches_must_split_over_devices(monkeypatch):
         "training.batch_size is 20: it must be a multiple of 8 = 8 devices x optim.accumulate 1, e.g. 24",
         "eval.batch_size is 12: it must be a multiple of the 8 devices, e.g. 16",
     ]
+    config = changed(training__batch_size=20, eval__batch_size=12, solver__start_sigma=1e-4)
+    told = {mode: [line.split(" is ")[0] for line in find_problems(config, mode)] for mode in ("train", "eval", "tune")}
+    always = ["solver.start_sigma"]
+    assert told == {"train": [*always, "training.batch_size"], "eval": [*always, "eval.batch_size"], "tune": always}
 
 
 def test_all_problems_are_told_at_once():
