@@ -1,8 +1,8 @@
 """What users get wrong, with the exact answer: what is wrong, where, how to mend it, before anything is compiled.
 
-Every command runs its program from the first line in a process of its own (tests/processes.py), must end with status 2,
-print nothing else, and write nothing. In COMMANDS and answers: TOY is the demo's config on a small store, SMOKE the same
-without it, RUN a workdir that does not exist, {at} a folder made by `world`, {store} a small store.
+Every command runs its program from the first line in a process of its own (tests/processes.py), must end with status
+2, print nothing else, and write nothing. TOY is the demo's config on a small store, SMOKE the same without it, RUN a
+workdir that does not exist, {at} a folder made by `world`, {store} a small store.
 """
 
 import os
@@ -100,10 +100,6 @@ COMMANDS = {
         "sampling.batch_size is 4: it must be a multiple of the 8 devices, e.g. 8\n"
         "tune.batch_size is 4: it must be a multiple of the 8 devices, e.g. 8",
     ),
-    "accumulate": (
-        "main TOY RUN --config.optim.accumulate=3",
-        "training.batch_size is 4: it must be a multiple of 3 = 1 device x optim.accumulate 3, e.g. 6",
-    ),
     "dsm": (
         "main TOY RUN --config.loss.name=dsm",
         "data.acquisition is 'undersampled': loss.name 'dsm' needs 'full', clean data",
@@ -148,16 +144,21 @@ COMMANDS = {
         "no checkpoint: {at}/empty has no folder checkpoints/; train first (--mode=train), or name the "
         "workdir of a training run",
     ),
-    "ckpt none": (
-        "main TOY RUN --mode=eval --config.eval.checkpoint={at}/none",
-        "no checkpoint: the folder {at}/none does not exist; train first (--mode=train), or name the workdir "
-        "of a training run",
-    ),
     "ckpt shape": (
         "main TOY RUN --mode=eval --config.eval.checkpoint={at}/net --config.model.num_channels=16",
         "checkpoint {at}/net/checkpoints/7 does not fit the config: ema_params/input_blocks_0_0/bias is (8,) "
         "in the checkpoint, (16,) in the config (69 of 70 arrays differ); set model.* as it was trained, or "
         "use another checkpoint",
+    ),
+    "other config": (
+        "main TOY --workdir={at}/other --config.model.num_channels=16",
+        "{at}/other belongs to another config (model.num_channels: 8 in workdir, 16 now): choose another --workdir, or "
+        "set the same values",
+    ),
+    "other seed": (
+        "main TOY --workdir={at}/other --config.seed=1",
+        "{at}/other belongs to another config (seed: 0 in workdir, 1 now): choose another --workdir, or set the same "
+        "values",
     ),
     "workdir file": (
         "main TOY --workdir={at}/file",
@@ -181,17 +182,9 @@ COMMANDS = {
         "{at}/best.json is of tv, eval.solvers are zero_filled, cg_sense, l1_wavelet, msm: tune one of "
         "these, or evaluate one of those",
     ),
-    "tuned hyper": (
-        "main TOY RUN --mode=eval --config.eval.checkpoint={at}/net --config.eval.tuned={at}/badbest.json",
-        "{at}/badbest.json: 'msm' has no hyper-parameter 'gama'; did you mean 'gamma'? (known: gamma, damping, eta)",
-    ),
     "split": (
         "main TOY RUN --mode=eval --config.eval.checkpoint={at}/net --config.eval.split=train",
         "{store}/references/brain_references/images/1.0.0 has no split 'train': take test or validation",
-    ),
-    "features": (
-        "main TOY RUN --mode=sample --config.eval.checkpoint={at}/net --config.sampling.features=inception",
-        "sampling.features 'inception' cannot be read (No such file or directory): give 'small' or a file",
     ),
     "lpips": (
         "main TOY RUN --mode=eval --config.eval.checkpoint={at}/net --config.eval.lpips_weights=/none",
@@ -214,10 +207,6 @@ COMMANDS = {
     "demo mask": (
         "prepare_demo --mask=radial --out={at}/s",
         "--mask is 'radial': it must be one of cartesian_random, cartesian_equispaced",
-    ),
-    "demo size text": (
-        "prepare_demo --size=big --out={at}/s",
-        "--size is 'big': it must be an integer",
     ),
     "demo other": (
         "prepare_demo --size=16 --out={store}",
@@ -258,10 +247,6 @@ COMMANDS = {
         "--test_list {at}/names.txt names 'nothing.png', which the folder lacks: write paths relative to "
         "--folder, one per line",
     ),
-    "img count": (
-        "prepare_images --out={at}/s --folder={at}/pictures --test_count=20",
-        "--test_count is 20, but only 11 files are left for it: lower it",
-    ),
     "imp none": (
         "import_torch_checkpoint TOY RUN --checkpoint={at}/none.pt",
         "checkpoint {at}/none.pt does not exist: give the .pt file",
@@ -270,11 +255,6 @@ COMMANDS = {
         "import_torch_checkpoint TOY RUN --checkpoint={at}/weights.pt",
         "checkpoint {at}/weights.pt is truncated, damaged, or no file that torch.save wrote (File is not a "
         "zip file): copy it again",
-    ),
-    "exp none": (
-        "export_checkpoint TOY RUN --out={at}/x",
-        "no checkpoint: the folder {at}/run does not exist; train first (--mode=train), or name the workdir "
-        "of a training run",
     ),
     "exp step": (
         "export_checkpoint TOY --workdir={at}/net --out={at}/x --step=9",
@@ -327,6 +307,7 @@ def world(tiny_store, tmp_path_factory) -> Path:
     """A folder of things to point at: stores gone bad, workdirs and checkpoints of others, files of other kinds."""
     at = tmp_path_factory.mktemp("messages")
     config = small_config(tiny_store)
+    config.model.attention_resolutions = (16,)  # as in TOY
     experiment = run_lib.build(config)
     export_params(at / "net", init_params(experiment.model, 0, experiment.image_shape), 7, {})
     info = datasets.dataset_info(config)
