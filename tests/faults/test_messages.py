@@ -307,7 +307,7 @@ def world(tiny_store, tmp_path_factory) -> Path:
     """A folder of things to point at: stores gone bad, workdirs and checkpoints of others, files of other kinds."""
     at = tmp_path_factory.mktemp("messages")
     config = small_config(tiny_store)
-    config.model.attention_resolutions = (16,)  # as in TOY
+    config.model.attention_resolutions = (8,)  # as in TOY
     experiment = run_lib.build(config)
     export_params(at / "net", init_params(experiment.model, 0, experiment.image_shape), 7, {})
     info = datasets.dataset_info(config)
