@@ -41,8 +41,9 @@ lint: $(VENV)/.dev  ## check style, formatting and types
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright
 
-bench: store  ## time training and reconstruction
+bench: store photos  ## time training and reconstruction
 	$(PY) benchmarks/bench.py
+	$(PY) benchmarks/host_input.py
 
 clean:  ## delete what demos and test made: stores, demo workdirs, caches (.venv stays)
 	rm -rf $(STORE) $(PHOTOS) workdir/demo workdir/demo_pretrained workdir/demo_images .pytest_cache .ruff_cache .hypothesis

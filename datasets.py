@@ -105,9 +105,10 @@ def _read_manifest(config) -> dict[str, Any]:
     mend = f"make the store: {_command(_wanted_kind(config), _wanted_settings(config), 0, config.data.dir)}"
     try:
         manifest = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; {mend}") from error
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise UserError(f"{path} {what}; {mend}") from error
+    except ValueError as error:
         raise UserError(f"{path} is damaged; {mend}") from error
     if not isinstance(manifest, dict) or not {"settings", "acquisitions", "references"} <= set(manifest):
         raise UserError(f"{path} is not the manifest of a data store; {mend}")
@@ -140,7 +141,7 @@ class _Records(Sequence):
 
     def __init__(self, store: Path, part: dict[str, Any], split: str):
         if split not in part["ids"]:
-            raise UserError(f"{store / part['path']} has no split {split!r}, only {', '.join(sorted(part['ids']))}")
+            raise UserError(f"{store / part['path']} has no split {split!r}: take {' or '.join(sorted(part['ids']))}")
         self._store = store
         stored = np.asarray(part["ids"][split], np.int32)  # TFDS shuffles records by the hash of their key
         self._order = np.argsort(stored)

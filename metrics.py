@@ -16,7 +16,6 @@ from typing import Any, cast
 
 import numpy as np
 from ml_collections import ConfigDict
-from skimage.metrics import structural_similarity
 
 from infra.errors import UserError
 from models import lpips
@@ -87,6 +86,8 @@ def ssim(reference: np.ndarray, result: np.ndarray, data_range: float) -> float:
         )
     options: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     options |= {"data_range": data_range, "channel_axis": -1 if reference.ndim == 3 else None}
+    from skimage.metrics import structural_similarity  # takes a third of a second to load
+
     value: Any = structural_similarity(comparable(reference), comparable(result), **options)
     return float(value)
 
@@ -169,6 +170,8 @@ def ssim_paper(reference: np.ndarray, result: np.ndarray) -> float:
     """
     _check_pair(reference, result)
     options: dict[str, Any] = {"data_range": 1.0, "win_size": 7, "channel_axis": -1 if reference.ndim == 3 else 0}
+    from skimage.metrics import structural_similarity
+
     value: Any = structural_similarity(stretched(reference), stretched(result), **options)
     return float(value)
 

@@ -214,6 +214,7 @@ def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, An
     settings, first = config.eval, jax.process_index() == 0
     with processes.together():
         info = datasets.dataset_info(config)
+        _check_folders(config, folder, "eval")
         measures, absent = get_metrics(config)
         batches = list(datasets.eval_batches(config, settings.split, settings.batch_size, settings.max_examples))
         experiment = build(config)
@@ -249,6 +250,13 @@ def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, An
         return reconstruction.write_report(config, run, done, solvers, task, info, step, command, measures, absent)
 
 
+def _check_folders(config: ConfigDict, folder: str, mode: str, network: bool = True) -> None:
+    """Raises UserError if the workdir cannot be used or holds no checkpoint: known before data are read."""
+    workdir.check_workdir(folder, config, mode)
+    if network:
+        checkpoints.kept_steps(config.eval.checkpoint or folder)
+
+
 def _load_params(experiment: Experiment, folder: str):
     """EMA parameters of the workdir, or of the folder that `eval.checkpoint` names, and their step."""
     source = experiment.config.eval.checkpoint or folder
@@ -264,6 +272,7 @@ def sample(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]
     """
     with processes.together():
         acquisitions = datasets.open_acquisitions(config, "train")
+        _check_folders(config, folder, "sample")
         judge = generation.get_judge(config)
         experiment = build(config)
     params, step = _load_params(experiment, folder)
@@ -303,6 +312,7 @@ def tune(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]:
                 f"tune.solver is {settings.solver!r}: it declares no hyper-parameter to search by tune.objective "
                 f"{settings.objective!r}; choose another"
             )
+        _check_folders(given, folder, "tune", solver.nfe > 0)
         read = datasets.eval_batches if objective.needs_references else datasets.measurement_batches
         batches = [objective.judge(b) for b in read(config, settings.split, settings.batch_size, settings.max_examples)]
     batches = study.count_together(batches)

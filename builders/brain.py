@@ -17,8 +17,7 @@ import tensorflow_datasets as tfds
 
 from builders import simulate
 from builders.records import complex_tensor, scalar
-from builders.store import Records
-from infra.errors import UserError
+from builders.store import Records, refuse
 
 DATA_VERSION = "1.0.0"
 SOURCE = Path(__file__).resolve().parent.parent / "data" / "brains_128.npz"
@@ -203,16 +202,16 @@ def default_settings(size: int, **changes) -> simulate.Settings:
     """
     base = simulate.Settings(image_size=size, num_coils=8 if size >= 128 else 4, acs_lines=max(4, 6 * size // 64))
     settings = dataclasses.replace(base, **{name: value for name, value in changes.items() if value is not None})
-    for name, valid, rule in (
-        ("image_size", 16 <= size <= 128 and size % 2 == 0, "an even number from 16 to 128"),
+    size_fits = 16 <= size <= 128 and size % 2 == 0
+    rules = (
+        ("size", size_fits, "an even number from 16 to 128"),
         ("num_coils", settings.num_coils >= 1, "at least 1"),
         ("acceleration", settings.acceleration >= 1, "at least 1"),
-        ("acs_lines", 0 <= settings.acs_lines <= size, f"from 0 to the {size} columns"),
+        ("acs_lines", 0 <= settings.acs_lines <= size or not size_fits, f"from 0 to the {size} columns"),
         ("noise_std", settings.noise_std >= 0, "at least 0"),
         ("seed", settings.seed >= 0, "at least 0"),
-    ):
-        if not valid:
-            raise UserError(f"{name} is {getattr(settings, name)}; it must be {rule}")
+    )
+    refuse(dataclasses.asdict(settings) | {"size": size}, rules)
     return settings
 
 

@@ -63,17 +63,26 @@ def find_pictures(folder: Path) -> list[str]:
     return sorted(found)
 
 
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else "no UTF-8"
+
+
+def _and_more(names: Sequence[str]) -> str:
+    """'', or how many follow the first."""
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
 def _read_list(path: Path, split: str, known: set[str]) -> list[str]:
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--{split}_list {path} cannot be read: {error}") from error
+        raise UserError(f"--{split}_list {path} cannot be read ({_reason(error)}): give a text file") from error
     names = [line.strip() for line in lines if line.strip()]
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UserError(
-            f"--{split}_list {path} names {unknown[0]!r}, and {len(unknown) - 1} more, which the folder lacks: "
-            "write paths relative to --folder, one per line"
+            f"--{split}_list {path} names {unknown[0]!r}{_and_more(unknown)}, which the folder lacks: write paths "
+            "relative to --folder, one per line"
         )
     return names
 
@@ -89,7 +98,7 @@ def divide(names: Sequence[str], division: Division) -> dict[str, list[str]]:
     every = [name for chosen in listed.values() for name in chosen]
     if len(set(every)) < len(every):
         twice = sorted(name for name in set(every) if every.count(name) > 1)
-        raise UserError(f"{twice[0]!r} stands twice in the lists, as do {len(twice) - 1} more: splits must not overlap")
+        raise UserError(f"{twice[0]!r}{_and_more(twice)} stand twice in the lists: splits must not overlap")
     if len(names) == FFHQ_COUNT and not listed and not division.counts:
         return {split: list(names[FFHQ[split]]) for split in SPLITS}
     pool = sorted(set(names) - set(every), key=lambda name: hashlib.sha256(name.encode()).digest())
@@ -100,7 +109,7 @@ def divide(names: Sequence[str], division: Division) -> dict[str, list[str]]:
         left = len(pool) - start
         count = division.counts.get(split, min(left, LARGEST_SPLIT, max(1, len(pool) // FRACTIONS[split])))
         if count > left:
-            raise UserError(f"--{split}_count is {count}, but only {left} files are left for it")
+            raise UserError(f"--{split}_count is {count}, but only {left} files are left for it: lower it")
         splits[split], start = pool[start : start + count], start + count
     splits.setdefault("train", pool[start:])
     for split in ("train", "test"):
@@ -183,7 +192,7 @@ class Folder:
 
     def __init__(self, folder: Path, division: Division):
         if not folder.is_dir():
-            raise UserError(f"--folder {folder} is not a folder")
+            raise UserError(f"--folder {folder} is not a folder: give the one that holds the pictures")
         self.folder, self.division = folder, division
         self.names = find_pictures(folder)
         self.splits = divide(self.names, division)

@@ -16,8 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from builders.store import REFERENCES, Records
-from infra.errors import UserError
+from builders.store import REFERENCES, Records, refuse
 from operators.masks import MaskDistribution, get_masks
 
 DATA_VERSION = "1.0.0"
@@ -50,15 +49,14 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self):
-        for name, valid, rule in (
-            ("image_size", self.image_size >= 8, "at least 8"),
+        rules = (
+            ("size", self.image_size >= 8, "at least 8"),
             ("grid", self.grid >= 1 and self.image_size % self.grid == 0, f"a divisor of size {self.image_size}"),
             ("drop", 0 <= self.drop < self.grid**2, f"from 0 to {self.grid**2 - 1}, less than the blocks of the grid"),
             ("noise_std", self.noise_std >= 0, "at least 0"),
             ("seed", self.seed >= 0, "at least 0"),
-        ):
-            if not valid:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be {rule}")
+        )
+        refuse(dataclasses.asdict(self) | {"size": self.image_size}, rules)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from infra.errors import UserError
+from infra.errors import DISK_ERRORS, UserError
 
 MANIFEST = "manifest.json"
 REFERENCES = "references"
@@ -56,6 +56,13 @@ class Source(Protocol):
         What it computes of images it computes from `records['undersampled']`: statistics need no clean image.
         """
         ...
+
+
+def refuse(values: Mapping[str, Any], rules: Iterable[tuple[str, bool, str]]) -> None:
+    """Raises UserError that tells every broken rule, one line each: (name of a flag, whether it holds, what holds)."""
+    broken = [f"--{name} is {values[name]}: it must be {rule}" for name, holds, rule in rules if not holds]
+    if broken:
+        raise UserError("\n".join(broken))
 
 
 def missing_files(store: Path, manifest: dict) -> list[str]:
@@ -114,7 +121,7 @@ def prepare_store(out: Path, source: Source) -> tuple[dict, bool]:
         old, new = ({**i, **{k: v for name in grouped for k, v in i.get(name, {}).items()}} for i in (found, wanted))
         differing = [f"{k} {old.get(k)} instead of {v}" for k, v in new.items() if k not in grouped and old.get(k) != v]
         if differing:
-            raise UserError(f"{out} is a store with {', '.join(differing)}; choose another --out or delete that folder")
+            raise UserError(f"{out} is a store with {', '.join(differing)}: choose another --out or delete that folder")
         if not missing_files(out, found):
             return found, False
     temporary = out.parent / f".{out.name}.tmp-{os.getpid()}"
@@ -131,6 +138,11 @@ def prepare_store(out: Path, source: Source) -> tuple[dict, bool]:
             shutil.rmtree(discarded)
         else:
             os.rename(made, out)
+    except OSError as error:
+        if not made.exists() or error.errno in DISK_ERRORS:
+            mend = "make room, mend the permissions or choose another --out"
+            raise UserError(f"cannot write the store {out} ({error.strerror}): {mend}") from error
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return manifest, True
@@ -142,7 +154,7 @@ def _existing(out: Path) -> dict | None:
         return None
     known = {MANIFEST, "acquisitions", "references"}
     if not out.is_dir() or {entry.name for entry in out.iterdir()} - known:
-        raise UserError(f"{out} exists and is not a data store; choose another --out")
+        raise UserError(f"{out} exists and is not a data store: choose another --out")
     try:
         return json.loads((out / MANIFEST).read_text())
     except (FileNotFoundError, json.JSONDecodeError):

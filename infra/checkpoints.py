@@ -29,6 +29,7 @@ KEPT = "checkpoints"
 ROLLING = "checkpoints-meta"
 ROLLING_COPIES = 2
 SEAL = "meta/checksums.json"
+_TRAIN = "train first (--mode=train), or name the workdir of a training run"
 
 Shape = tuple[int, ...]
 
@@ -213,11 +214,11 @@ def load_ema_params(folder: str | os.PathLike, template_params: Any, step: int |
       UserError: there is no such checkpoint, it is damaged, or its parameters have other names or shapes.
     """
     root = Path(folder).expanduser().resolve()
-    steps = _steps(root)
+    steps = kept_steps(root)
     if step is None:
         step = steps[-1]
     elif step not in steps:
-        raise UserError(f"no checkpoint of step {step} in {root / KEPT} (there are: {', '.join(map(str, steps))})")
+        raise UserError(f"no checkpoint of step {step} in {root / KEPT}: take one of {', '.join(map(str, steps))}")
     folder = root / KEPT / str(step)
     template = {"ema_params": template_params}
     try:
@@ -250,7 +251,10 @@ def export_params(folder: str | os.PathLike, params: Any, step: int, meta: Mappi
     params = jax.tree.map(np.asarray, params)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         args = ocp.args.Composite(state=ocp.args.PyTreeSave({"ema_params": params}), meta=ocp.args.JsonSave(dict(meta)))
-        checkpointer.save(target, args=args, force=True)
+        try:
+            checkpointer.save(target, args=args, force=True)
+        except OSError as error:
+            raise UserError(f"cannot write the checkpoint {target} ({error.strerror}): choose another place") from error
     if jax.process_index() == 0:
         for marker in target.rglob("commit_success.txt"):  # Orbax writes the absolute path into it
             marker.write_text("complete\n")
@@ -308,13 +312,17 @@ def _find_damage(folder: Path) -> str:
     return damage
 
 
-def _steps(root: Path) -> list[int]:
-    """Returns the steps of the complete checkpoints in `<root>/checkpoints`, ascending; never an empty list."""
+def kept_steps(workdir: str | os.PathLike) -> list[int]:
+    """Returns the steps of the complete checkpoints in `<workdir>/checkpoints`, ascending; never an empty list.
+
+    Raises UserError if there is none.
+    """
+    root = Path(workdir).expanduser().resolve()
     folder = root / KEPT
     if not root.is_dir():
-        raise UserError(f"no checkpoint: the folder {root} does not exist")
+        raise UserError(f"no checkpoint: the folder {root} does not exist; {_TRAIN}")
     if not folder.is_dir():
-        raise UserError(f"no checkpoint: {root} has no folder {KEPT}/, so it is not the workdir of a training run")
+        raise UserError(f"no checkpoint: {root} has no folder {KEPT}/; {_TRAIN}")
     steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal() and (p / "state").is_dir())
     if not steps:
         raise UserError(

@@ -262,8 +262,8 @@ def _training_batch_splits(c: ConfigDict) -> str | None:
     if size % share == 0:
         return None
     return (
-        f"training.batch_size is {size}: it must be a multiple of {share} = {devices} devices x optim.accumulate "
-        f"{c.optim.accumulate}, e.g. {math.ceil(size / share) * share}"
+        f"training.batch_size is {size}: it must be a multiple of {share} = {devices} device{'s' * (devices > 1)} x "
+        f"optim.accumulate {c.optim.accumulate}, e.g. {math.ceil(size / share) * share}"
     )
 
 

@@ -1,8 +1,13 @@
 """Reading the command line, and telling the user about a mistake: one line each, no traceback."""
 
+import ast
 import functools
+import os
+import re
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags
@@ -11,6 +16,8 @@ from infra.errors import UserError
 from registry import nearest
 
 FLAGS = flags.FLAGS
+_SETTING = "config."
+_MISSING = "must have a value other than None"  # what absl says of a required flag
 
 
 def start(main: Callable[[list[str]], None], names: bool = False) -> NoReturn:
@@ -34,7 +41,7 @@ def parse(argv: list[str], names: bool = False) -> list[str]:
         rest = FLAGS(argv)
         if "config" in FLAGS:
             FLAGS.config.lock()  # a config file that does not exist is told at its first use
-    except (flags.Error, AttributeError, OSError) as error:
+    except Exception as error:  # a config file is the user's own program: it may raise anything
         if "--debug" in argv:
             raise
         fail(_mistake(error, argv))
@@ -44,19 +51,93 @@ def parse(argv: list[str], names: bool = False) -> list[str]:
     return rest
 
 
-def _mistake(error: BaseException | None, argv: list[str]) -> str:
+def _mistake(error: BaseException, argv: list[str]) -> str:
     """What the user did wrong: absl and ml_collections wrap it, sometimes with its traceback as the message."""
-    if isinstance(error, AttributeError):
-        from infra.settings import SETTINGS  # loads JAX: not needed to tell the other mistakes
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    ours = [cause for cause in causes if isinstance(cause, UserError)]
+    if ours:
+        return str(ours[-1])
+    if isinstance(error, flags.UnrecognizedFlagError) and not error.flagname.startswith(_SETTING):
+        return f"--{error.flagname} is no flag{nearest(error.flagname, FLAGS)} (--help has all)"
+    text = str(error)
+    if _MISSING in text:
+        return "\n".join(f"--{name} is missing: {_described(FLAGS[name].help)}" for name in _missing())
+    if (wrong := re.match(r"flag --([\w.]+)=", text)) and wrong[1] != "config":
+        return _wrong_value(wrong[1], _value(argv, wrong[1]))
+    if valueless := re.match(r"Missing value for flag --([\w.]+)", text):
+        return f"--{valueless[1]} has no value: write --{valueless[1]}=VALUE"
+    return "\n".join(_unknown_settings(argv)) or _broken_config(causes[-1], _value(argv, "config"))
 
-        for name in (a.partition("config.")[2].partition("=")[0] for a in argv if "config." in a.partition("=")[0]):
-            if name not in SETTINGS:
-                return f"{name} is not a setting{nearest(name, SETTINGS)}; configs/default.py has all"
-    text = str(error).splitlines()[-1].strip()
-    while error is not None:
-        text = str(error) if isinstance(error, UserError) else text
-        error = error.__context__
-    return text
+
+def _described(help_text: str) -> str:
+    return help_text.rstrip(".")[:1].lower() + help_text.rstrip(".")[1:]
+
+
+def _missing() -> list[str]:
+    """The required flags that were not given."""
+    required = [name for name in FLAGS if any(_MISSING in rule.message for rule in FLAGS[name].validators)]
+    return [name for name in required if FLAGS[name].value is None]
+
+
+def _value(argv: Iterable[str], flag: str) -> str:
+    """The text that the command line gives to a flag, as --flag=text or --flag text."""
+    words = list(argv)
+    for place, word in enumerate(words):
+        name, separate, text = word.lstrip("-").partition("=")
+        if name == flag and word.startswith("-"):
+            return text if separate else " ".join(words[place + 1 : place + 2])
+    return ""
+
+
+def _wrong_value(flag: str, text: str) -> str:
+    from infra.settings import SETTINGS
+
+    name = flag.removeprefix(_SETTING)
+    if name in SETTINGS:
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        return SETTINGS[name].problem(name, value) or f"{name} is {text!r}: it must be {SETTINGS[name].says()}"
+    if flag != name:
+        inside = next((known for known in SETTINGS if known.startswith(f"{name}.")), "")
+        return f"{name} is a section of settings: set one of them, e.g. --{_SETTING}{inside}=VALUE"
+    parser = FLAGS[flag].parser
+    known = getattr(parser, "enum_values", None)
+    if known:
+        return f"--{flag} is {text!r}: it must be one of {', '.join(known)}{nearest(text, known)}"
+    return f"--{flag} is {text!r}: it must be {parser.syntactic_help or 'something else'}"
+
+
+def _unknown_settings(argv: Iterable[str]) -> list[str]:
+    """A line for every --config.NAME that is no setting."""
+    from infra.settings import SETTINGS
+
+    given = [word.lstrip("-").partition("=")[0] for word in argv if word.lstrip("-").startswith(_SETTING)]
+    names = [name.removeprefix(_SETTING) for name in given]
+    unknown = [name for name in names if name not in SETTINGS]
+    return [f"{name} is not a setting of configs/default.py{nearest(name, SETTINGS)}" for name in unknown]
+
+
+def _broken_config(error: BaseException, given: str) -> str:
+    """What is wrong with the file that --config names."""
+    name, _, variant = given.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        known = [candidate.as_posix() for candidate in Path(os.path.dirname(name) or ".").glob("*.py")]
+        what = "is a folder" if path.is_dir() else "does not exist"
+        return f"--config {name} {what}{nearest(name, known)} (the experiments of this repository are in configs/)"
+    if isinstance(error, SyntaxError):
+        return f"--config {name}: line {error.lineno} is no Python ({error.msg}): give a file such as those of configs/"
+    if isinstance(error, AttributeError) and "get_config" in str(error):
+        return f"--config {name} has no function get_config: give an experiment's file, e.g. configs/brain64_msm.py"
+    if isinstance(error, TypeError) and variant and "get_config() takes 0" in str(error):
+        return f"--config {name} has no variants: leave ':{variant}' away"
+    lines = [step.lineno for step in traceback.extract_tb(error.__traceback__) if Path(step.filename) == path]
+    where, what = f", line {lines[-1]}" if lines else "", " ".join(str(error).split())
+    return f"--config {name}{where}: {type(error).__name__}: {what} (--debug shows the traceback)"
 
 
 def tell(problem: object) -> None:

@@ -29,7 +29,7 @@ def find_problems(config: ConfigDict, mode: str = "") -> list[str]:
             problems[path] = f"{path} is missing: start the config from configs/default.py"
     known = {**SETTINGS, **_flat(get_config())}
     for path in sorted(values.keys() - known.keys()):
-        problems[path] = f"{path} is not a setting{nearest(path, known)}; configs/default.py has all"
+        problems[path] = f"{path} is not a setting of configs/default.py{nearest(path, known)}"
     wrong = {path for path, problem in problems.items() if problem}
     looked_at = [c for c in COMBINATIONS if mode in ("", c.mode) or not c.mode]
     fits = [combination.problem(config) for combination in looked_at if not wrong.intersection(combination.paths)]

@@ -1,5 +1,10 @@
 """The two exceptions that are no bugs: a mistake of the user's, and a request to stop."""
 
+import errno
+
+# What the system answers where a disk is full, read-only, broken or not ours: for the user to mend.
+DISK_ERRORS = {getattr(errno, n) for n in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE")}
+
 
 class UserError(ValueError):
     """A mistake that the user can mend.

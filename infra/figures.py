@@ -4,19 +4,19 @@ Images are grey in one window per slice, errors and standard deviations have a p
 scale per slice. Everything is drawn as stored: first row on top, square pixels.
 """
 
+from __future__ import annotations
+
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from matplotlib.image import imsave
-from matplotlib.ticker import MaxNLocator
 
 from evaluation import error_map, solver_names
+
+if TYPE_CHECKING:  # Matplotlib takes half a second to load: only who draws waits for it
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LABELS = {
     "zero_filled": "Zero-filled",
@@ -68,7 +68,7 @@ class _Sheet:
         self.gap, self.title, self.legend = (round(length * self.dpi) for length in (_GAP, _TITLE, _LEGEND))
         self.width = columns * (self.panel_width + self.gap) + self.gap
         self.height = rows * (self.panel_height + self.title) + self.legend
-        self.figure = Figure(figsize=(self.width / self.dpi, self.height / self.dpi), dpi=self.dpi)
+        self.figure = _figure((self.width / self.dpi, self.height / self.dpi), self.dpi)
 
     def _axes(self, left: float, top: float, width: float, height: float) -> Axes:
         box = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
@@ -94,14 +94,29 @@ class _Sheet:
         width = self._left(last) + self.panel_width - self._left(first) - 2 * inset
         above = self.height - self.legend + self.gap
         axes = self._axes(self._left(first) + inset, above, width, round(0.11 * self.dpi))
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
+
         mappable = ScalarMappable(Normalize(0, top), colormap)
         bar = self.figure.colorbar(mappable, cax=axes, orientation="horizontal", extend="max")
         bar.ax.tick_params(labelsize=8, length=2, pad=1)
-        bar.ax.xaxis.set_major_locator(MaxNLocator(nbins=6 if last > first else 3, steps=[1, 2, 5, 10]))
+        bar.ax.xaxis.set_major_locator(_ticks(nbins=6 if last > first else 3, steps=[1, 2, 5, 10]))
         bar.set_label(text, fontsize=8, labelpad=1)
 
     def png(self) -> bytes:
         return _png(self.figure)
+
+
+def _figure(inches: tuple[float, float], dpi: float, **options: Any) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=inches, dpi=dpi, **options)
+
+
+def _ticks(**options: Any) -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(**options)
 
 
 def _png(figure: Figure) -> bytes:
@@ -214,7 +229,7 @@ def measured_figure(arrays: Mapping[str, np.ndarray], index: int, scores: Mappin
 
 def quality_plot(rows: Sequence[Mapping[str, Any]], metric: str = "psnr", axis_label: str = "PSNR (dB)") -> bytes:
     """Returns a PNG of one metric over the slices, one line per solver, means in the legend."""
-    figure = Figure(figsize=(11, 3.4), dpi=_DPI, layout="constrained")
+    figure = _figure((11, 3.4), _DPI, layout="constrained")
     axes = figure.add_subplot()
     solvers = list(dict.fromkeys(row["solver"] for row in rows))
     for index, solver in enumerate(solvers):
@@ -223,7 +238,7 @@ def quality_plot(rows: Sequence[Mapping[str, Any]], metric: str = "psnr", axis_l
         style = {"color": _COLORS[index % len(_COLORS)], "marker": _MARKERS[index % len(_MARKERS)], "markersize": 4}
         axes.plot(ids, values, linewidth=1.4, label=f"{label(solver)}, mean {values.mean():.2f}", **style)
     axes.set(xlabel="slice (example id)", ylabel=axis_label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(_ticks(integer=True))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, reverse=True)
@@ -264,7 +279,7 @@ def tuning_history(trials: Sequence[Any], best: Any, objective: str, floor: floa
       best: one of them.
       floor: the value that noise alone gives, where there is one.
     """
-    figure = Figure(figsize=(8, 3.4), dpi=_DPI, layout="constrained")
+    figure = _figure((8, 3.4), _DPI, layout="constrained")
     axes = figure.add_subplot()
     numbers, values = np.array([(t.number, t.value) for t in trials if t.value is not None]).T
     sign = 1 if best.value == values.min() else -1
@@ -276,7 +291,7 @@ def tuning_history(trials: Sequence[Any], best: Any, objective: str, floor: floa
                   transform=axes.get_xaxis_transform())  # fmt: skip
     if floor is not None:
         axes.axhline(floor, color=_COLORS[6], linestyle=":", linewidth=1, label="noise floor")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(_ticks(integer=True))
     _tuning_axes(axes, objective, "trial")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return _png(figure)
@@ -289,7 +304,7 @@ def tuning_slices(trials: Sequence[Any], best: Any, objective: str, search: Mapp
       trials, best: as in `tuning_history`.
       search: by name, low, high and log of what was searched.
     """
-    figure = Figure(figsize=(3.4 * len(search) + 0.8, 3.2), dpi=_DPI, layout="constrained")
+    figure = _figure((3.4 * len(search) + 0.8, 3.2), _DPI, layout="constrained")
     finite = [trial for trial in trials if trial.value is not None]
     for place, (name, found) in enumerate(search.items(), start=1):
         axes = figure.add_subplot(1, len(search), place)
@@ -357,6 +372,8 @@ def image_grid(images: np.ndarray, columns: int = 8) -> np.ndarray:
 
 def encode_png(picture: np.ndarray) -> bytes:
     """PNG of pixels (H,W,3) uint8."""
+    from matplotlib.image import imsave
+
     buffer = io.BytesIO()
     imsave(buffer, picture, format="png")
     return buffer.getvalue()

@@ -4,6 +4,7 @@ Nothing of an interrupted trial is stored: it is done again. What trial n tries 
 trials alone, so a study that was stopped goes on as if it had not been. Process 0 owns the file; the others are told.
 """
 
+import contextlib
 import logging
 import sqlite3
 import zlib
@@ -52,7 +53,7 @@ class Study:
       seed: of the suggestions.
       minimise: whether small values are good.
 
-    Raises UserError if the file is damaged.
+    Raises UserError if the file is damaged or cannot be written.
     """
 
     def __init__(
@@ -66,16 +67,18 @@ class Study:
     ):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         _check_file(path)
         self._first = {key: found.nearest(defaults[key]) for key, found in search.items()}
         self._space: dict[str, BaseDistribution] = {
             key: FloatDistribution(r.low, r.high, log=r.log) for key, r in search.items()
         }
         self._seed, self._direction = seed, StudyDirection.MINIMIZE if minimise else StudyDirection.MAXIMIZE
-        self._storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
-        self._study = optuna.create_study(
-            storage=self._storage, study_name=name, direction=self._direction, load_if_exists=True
-        )
+        with _writing(path):
+            self._storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+            self._study = optuna.create_study(
+                storage=self._storage, study_name=name, direction=self._direction, load_if_exists=True
+            )
 
     def __enter__(self) -> "Study":
         return self
@@ -101,14 +104,34 @@ class Study:
         return asked.ask(self._space).params
 
     def record(self, hyper: Mapping[str, float], value: float) -> None:
-        """Stores a trial; a value that is not finite makes it a failed one, which the search does not learn from."""
+        """Stores a trial; a value that is not finite makes it a failed one, which the search does not learn from.
+
+        Raises UserError if it cannot be written.
+        """
         finite = bool(np.isfinite(value))
         state = TrialState.COMPLETE if finite else TrialState.FAIL
-        self._study.add_trial(
-            optuna.trial.create_trial(
-                state=state, params=dict(hyper), distributions=self._space, value=value if finite else None
-            )
+        trial = optuna.trial.create_trial(
+            state=state, params=dict(hyper), distributions=self._space, value=value if finite else None
         )
+        with _writing(self._path):
+            self._study.add_trial(trial)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raises UserError where SQLite cannot write: Optuna and SQLAlchemy wrap its error in their own."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, sqlite3.OperationalError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise UserError(
+            f"cannot write {path} ({cause}): make room or mend the permissions, then start the same command again; it "
+            "goes on after the last finished trial"
+        ) from error
 
 
 def _check_file(path: Path) -> None:

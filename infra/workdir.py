@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import errno
 import fcntl
 import importlib.metadata
 import json
@@ -18,15 +17,13 @@ from ml_collections import ConfigDict
 
 from configs.default import get_config
 from infra.atomic import atomic_write_json, safe_join
-from infra.errors import UserError
+from infra.errors import DISK_ERRORS, UserError
 
 # Settings without which a checkpoint means something else. A name that ends in '.' stands for its whole section.
 OF_THE_NETWORK = ("model.", "denoiser.", "schedule.name", "transform.")
 OF_THE_DATA = ("data.image_size", "data.num_coils", "data.acquisition")
 OF_THE_RUN = (*OF_THE_NETWORK, *OF_THE_DATA, "schedule.", "loss.name", "loss.redraw", "loss.redraw_noise_std")
 HOW_TO_COMPUTE = ("model.dtype", "model.remat")  # change speed and memory, not what the parameters mean
-
-DISK_ERRORS = {getattr(errno, n) for n in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE")}
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
@@ -85,11 +82,8 @@ def open_workdir(
     Raises:
       UserError: the folder cannot be used, belongs to another config, or a live process runs this mode in it.
     """
-    root = _usable_folder(workdir)
-    now = _flat(config)
-    before = _read_config(root / "config.json")
-    if before is not None:
-        _refuse_differences(root, before, now, OF_THE_RUN, "workdir")
+    root = check_workdir(workdir, config, mode)
+    now, before = _flat(config), _read_config(root / "config.json")
     manifest, data = _read_manifest(root / "manifest.json"), _flat(data or {})
     known = manifest.get(mode, {}).get("data", {})
     if known:
@@ -110,6 +104,18 @@ def open_workdir(
         opened.close()
         raise
     return opened
+
+
+def check_workdir(workdir: str | os.PathLike, config: ConfigDict, mode: str) -> Path:
+    """Returns the folder of a run, of which `open_workdir` would not complain; writes nothing. Raises as it does."""
+    root = _usable_folder(workdir)
+    before = _read_config(root / "config.json")
+    if before is not None:
+        _refuse_differences(root, before, _flat(config), OF_THE_RUN, "workdir")
+    path = root / f".lock-{mode}"
+    if jax.process_index() == 0 and path.is_file() and os.access(path, os.R_OK):
+        _lock(path, mode, "r").close()
+    return root
 
 
 def check_checkpoint_config(folder: str | os.PathLike, config: ConfigDict) -> None:
@@ -188,13 +194,13 @@ def _refuse_differences(folder: Path, before: dict, now: dict, keys: tuple[str, 
             told = [repr(v) if v is not missing else "absent" for v in (old, new)]
             wrong.append(f"{key}: {told[0]} in {what}, {told[1]} now")
     if wrong:
-        mend = "choose another --workdir" if what == "workdir" else "choose another eval.checkpoint"
+        mend = "choose another --workdir" if what == "workdir" else "choose another checkpoint"
         raise UserError(f"{folder} belongs to another config ({'; '.join(wrong)}): {mend}, or set the same values")
 
 
-def _take_lock(path: Path, mode: str) -> Any:
+def _lock(path: Path, mode: str, access: str) -> Any:
     """Returns an open file whose lock the operating system frees when this process ends, even by kill -9."""
-    file = open(path, "a+")  # noqa: SIM115 (held open as long as the lock)
+    file = open(path, access)  # noqa: SIM115 (held open as long as the lock)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -205,6 +211,12 @@ def _take_lock(path: Path, mode: str) -> Any:
             f"{path.parent}: another process (pid {owner}) runs --mode {mode} in this workdir; wait for it, end it, or "
             "choose another --workdir"
         ) from None
+    return file
+
+
+def _take_lock(path: Path, mode: str) -> Any:
+    """The lock of `_lock`, whose file then tells who has it."""
+    file = _lock(path, mode, "a+")
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()

@@ -5,6 +5,7 @@ A `.pt` file is a zip with a pickle (`data.pkl`: names, shapes, strides) and one
 is read by an unpickler that knows four kinds of name and refuses all others.
 """
 
+import contextlib
 import io
 import math
 import os
@@ -13,7 +14,7 @@ import re
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -216,7 +217,7 @@ def read_state_dict(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
     try:
         state = _read_old(path) if _is_old(path) else _read_zip(path)
     except FileNotFoundError:
-        raise UserError(f"checkpoint {path} does not exist") from None
+        raise UserError(f"checkpoint {path} does not exist: give the .pt file") from None
     except zipfile.BadZipFile as error:
         raise UserError(
             f"checkpoint {path} is truncated, damaged, or no file that torch.save wrote ({error}): copy it again"
@@ -264,11 +265,20 @@ def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> 
         arguments = b"(" + storage + _plain(0) + _plain(array.shape) + _plain(strides) + b"\x89" + _EMPTY_DICT + b"t"
         parts += [_plain(name), b"ctorch._utils\n_rebuild_tensor_v2\n", arguments, b"R"]
         storages.append(array)
-    with atomic_file(path) as file, zipfile.ZipFile(file, "w") as archive:
+    with _writing(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, content in (("data.pkl", b"".join([*parts, b"u."])), ("byteorder", b"little"), ("version", b"3\n")):
             archive.writestr(zipfile.ZipInfo(f"archive/{name}"), content)
         for index, array in enumerate(storages):
             archive.writestr(zipfile.ZipInfo(f"archive/data/{index}"), array.tobytes())
+
+
+@contextlib.contextmanager
+def _writing(path: str | Path) -> Iterator[BinaryIO]:
+    try:
+        with atomic_file(path) as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): make room or choose another file") from error
 
 
 _EMPTY_DICT = b"ccollections\nOrderedDict\n)R"

@@ -17,7 +17,7 @@ from pathlib import Path
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
-IMPORTED = ["run_lib", "infra.config_check", "infra.study", "tests.processes"]
+IMPORTED = ["run_lib", "infra.config_check", "infra.study", "matplotlib.figure", "skimage.metrics", "tests.processes"]
 PATIENCE = 600.0  # seconds until a test gives up
 
 

@@ -173,7 +173,7 @@ def test_parameters_that_do_not_fit_are_told_in_one_line(tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"ema_params/more is absent in the checkpoint, \(2,\) in the config \(1 of 4"):
         load_ema_params(tmp_path, {**make_params(), "more": jnp.zeros(2)})
-    with pytest.raises(UserError, match=r"no checkpoint of step 5 .*\(there are: 1\)"):
+    with pytest.raises(UserError, match=r"no checkpoint of step 5 .*: take one of 1"):
         load_ema_params(tmp_path, make_params(), step=5)
 
 

@@ -168,7 +168,7 @@ IMAGES = {
             {**IMAGES, "task__name": "colorization", "solver__consistency": "entries"},
             "solver.consistency is 'entries': task.name 'colorization' measures no entries",
         ),
-        ({"optim__accumulate": 3}, "training.batch_size is 16: it must be a multiple of 3 = 1 devices"),
+        ({"optim__accumulate": 3}, "training.batch_size is 16: it must be a multiple of 3 = 1 device x"),
     ],
 )
 def test_settings_that_do_not_fit_each_other_are_one_line(changes, told):

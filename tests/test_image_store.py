@@ -170,8 +170,8 @@ def test_a_changed_picture_of_equal_size_makes_another_store(pictures, tmp_path)
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"grid": 5}, "grid is 5; it must be a divisor of size 32"),
-        ({"drop": 16}, "drop is 16; it must be from 0 to 15"),
+        ({"grid": 5}, "--grid is 5: it must be a divisor of size 32"),
+        ({"drop": 16}, "--drop is 16: it must be from 0 to 15"),
         ({"noise_std": -0.1}, "noise_std"),
         ({"seed": -1}, "seed"),
         ({"image_size": 4}, "image_size is 4"),

@@ -150,7 +150,7 @@ def test_wrong_lists_are_refused(tmp_path):
     listed = tmp_path / "list.txt"
     listed.write_text("00001.png\n../00002.png\nelsewhere.png\n")
     message = message_of(divide, names(5), Division({"test": listed}))
-    assert "names '../00002.png', and 1 more, which the folder lacks" in message
+    assert "names '../00002.png' and 1 more, which the folder lacks" in message
     listed.write_text("00001.png\n")
     overlap = Division({"test": listed, "train": listed})
     assert "'00001.png' stands twice in the lists" in message_of(divide, names(5), overlap)

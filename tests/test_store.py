@@ -193,7 +193,7 @@ def test_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
     [
         ({"image_size": 63}, "even number from 16 to 128"),
         ({"image_size": 256}, "even number from 16 to 128"),
-        ({"acceleration": 0.5}, "acceleration is 0.5; it must be at least 1"),
+        ({"acceleration": 0.5}, "--acceleration is 0.5: it must be at least 1"),
         ({"acs_lines": 40}, "from 0 to the 32 columns"),
         ({"noise_std": -1.0}, "noise_std"),
         ({"num_coils": 0}, "num_coils"),
@@ -217,5 +217,5 @@ def test_command_line_ends_in_one_line(tmp_path):
     ]
     failed = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (failed.returncode, failed.stdout) == (2, "")
-    assert failed.stderr == "error: image_size is 33; it must be an even number from 16 to 128\n"
+    assert failed.stderr == "error: --size is 33: it must be an even number from 16 to 128\n"
     assert list(tmp_path.iterdir()) == []

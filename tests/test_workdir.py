@@ -242,9 +242,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     config.schedule.rho = 5.0
     check_checkpoint_config(tmp_path, config)
     config.denoiser.sigma_data = 0.5
-    with pytest.raises(
-        UserError, match=r"denoiser.sigma_data: 0.3 in checkpoint, 0.5 now\): choose another eval.check"
-    ):
+    with pytest.raises(UserError, match=r"denoiser.sigma_data: 0.3 in checkpoint, 0.5 now\): choose another check"):
         check_checkpoint_config(tmp_path, config)
 
 

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import evaluation
 from infra import command_line
 from infra.errors import UserError
+from registry import nearest
 
 FLAGS = flags.FLAGS
 OF_A_RUN = ("title", "notes", "command", "checkpoint", "training step", "split")  # differ between any two runs
@@ -39,9 +40,11 @@ def read_rows(folder: Path, solver: str) -> list[dict[str, Any]]:
             found = list(csv.DictReader(file))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): run main.py --mode eval first") from error
+    if not found or not {"solver", "example_id"} <= set(found[0]):
+        raise UserError(f"{path} is not what main.py --mode eval writes: name an evaluation folder")
     known = dict.fromkeys(row["solver"] for row in found)
     if solver not in known:
-        raise UserError(f"{path} has no solver {solver!r} (known: {', '.join(known)})")
+        raise UserError(f"{path} has no solver {solver!r}{nearest(solver, known)} (known: {', '.join(known)})")
     rows = []
     for row in found:
         if row["solver"] == solver:
@@ -92,7 +95,8 @@ def compare(folders: list[Path], solver: str, metrics: list[str]) -> str:
     for folder in folders:
         if missing := [name for name in metrics if name not in table[str(folder)]]:
             known = ", ".join(table[str(folder)])
-            raise UserError(f"{folder / 'metrics.csv'} has no {', '.join(missing)} of {solver} (known: {known})")
+            hint = nearest(missing[0], table[str(folder)])
+            raise UserError(f"{folder / 'metrics.csv'} has no {', '.join(missing)} of {solver}{hint} (known: {known})")
     first, lead = str(folders[0]), metrics[0]
     lines = ["| " + " | ".join(["run", "slices", *metrics, f"{lead}, difference from the first"]) + " |"]
     lines.append("|" + "---|" * (len(metrics) + 3))

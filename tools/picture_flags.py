@@ -34,7 +34,7 @@ def division() -> Division:
     counts = {split: count for split, flag in _COUNTS.items() if (count := flag.value) is not None}
     both = [split for split in counts if split in lists]
     if both:
-        raise UserError(f"--{both[0]}_list and --{both[0]}_count exclude each other")
+        raise UserError(f"--{both[0]}_list and --{both[0]}_count exclude each other: leave out one")
     return Division(lists, counts)
 
 

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 import run_lib
-from infra import workdir as workdir_module
-from infra.errors import UserError
+from infra import rounds, study
+from infra.checkpoints import export_params
+from infra.errors import DISK_ERRORS, UserError
 from infra.workdir import open_workdir
 from infra.writers import MetricWriter
+from models.init import init_params
+from tests import tiny_model
 from tests.checks import hashes, message_of
 from tests.small_runs import quick_compilation, saved_state, small_config
 
@@ -50,7 +53,7 @@ def fill(disk: Path) -> Path:
 
 
 def test_training_on_a_full_disk_stops_and_goes_on_when_there_is_room(tiny_store, disk, monkeypatch, tmp_path_factory):
-    config, run = small_config(tiny_store), disk / "run"
+    config, run = tiny_config(tiny_store), disk / "run"
     shard_batch, count = run_lib.sharding.shard_batch, []
 
     def fill_at_the_third(tree, mesh):
@@ -88,7 +91,52 @@ def test_a_record_that_cannot_be_written_is_told_by_the_workdir(tiny_store, disk
     assert (disk / "run" / "metrics.jsonl").read_text() == '{"step": 1, "loss": 1.0}\n'
 
 
-@pytest.mark.parametrize("mode", ["train", "eval", "sample"])
+MODES = {
+    "eval": (run_lib.evaluate, rounds, "write", "eval/metrics.csv"),
+    "sample": (run_lib.sample, rounds, "write", "samples/generated/images.npz"),
+    "tune": (run_lib.tune, study.Study, "record", "tune/best.json"),
+}
+
+
+def tiny_config(store: Path):
+    """A run of the tiny network: two rounds or three trials of all modes but training, which has four steps."""
+    tiny_model.register()
+    config = small_config(store)
+    changes = {
+        **{"eval.solvers": ("zero_filled",), "eval.batch_size": 3},
+        **{"sampling.num_images": 4, "sampling.batch_size": 2, "sampling.check_images": 0},
+        **{"tune.solver": "cg_sense", "tune.trials": 3, "sampling.reference_split": "none"},
+    }
+    config.update_from_flattened_dict({**tiny_model.SETTINGS, **changes})
+    return config
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_disk_that_fills_between_rounds_is_told_and_no_round_lost(tiny_store, disk, tmp_path, monkeypatch, mode):
+    """It is full when the second round or trial is to be written; with room again the run goes on after the first."""
+    call, place, name, result = MODES[mode]
+    config, run = tiny_config(tiny_store), disk / "run"
+    config.eval.checkpoint = str(tmp_path / "network")
+    experiment = run_lib.build(config)
+    export_params(tmp_path / "network", init_params(experiment.model, 0, experiment.image_shape), 7, {})
+    write, count = getattr(place, name), []
+
+    def fill_before_the_second(*args):
+        count.append(1)
+        if len(count) == 2:
+            fill(disk)
+        return write(*args)
+
+    monkeypatch.setattr(place, name, fill_before_the_second)
+    message = message_of(call, config, str(run))
+    assert message.startswith("cannot write ") and str(run) in message and "make room" in message, message
+    assert len(count) == 2 and not (run / result).exists()
+    (disk / "ballast").unlink()
+    call(config, str(run))
+    assert (run / result).exists() and len(count) == {"eval": 3, "sample": 3, "tune": 4}[mode]
+
+
+@pytest.mark.parametrize("mode", ["train", "eval", "sample", "tune"])
 def test_a_read_only_workdir_is_told_before_anything_is_compiled(tiny_store, disk, mode):
     config = small_config(tiny_store)
     open_workdir(disk / "run", config, mode).close()
@@ -109,4 +157,4 @@ def test_errors_of_other_kinds_are_not_taken_for_the_disk(tiny_store, tmp_path):
         raise FileNotFoundError(2, "something")
     with pytest.raises(ValueError, match="a bug"), open_workdir(tmp_path, small_config(tiny_store), "train"):
         raise ValueError("a bug")
-    assert 2 not in workdir_module.DISK_ERRORS
+    assert 2 not in DISK_ERRORS

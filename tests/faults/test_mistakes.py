@@ -1,10 +1,6 @@
-"""What users get wrong: one line that says how to mend it, before anything is compiled or written."""
+"""What users get wrong: told before anything is compiled or written. The texts themselves: test_messages.py."""
 
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import pytest
@@ -16,52 +12,6 @@ from infra.workdir import open_workdir
 from models.init import init_params
 from tests.checks import hashes, message_of
 from tests.small_runs import small_config
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-CONFIG = "--config=configs/brain64_msm.py:smoke"
-
-
-def refusal(*arguments: str) -> str:
-    """Starts the program, which must end with status 2 and nothing but one line, and returns that line."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "main.py", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
-    return lines[0]
-
-
-COMMAND_LINES = {
-    "typo in a setting": ([CONFIG, "--config.training.batchsize=8"], "did you mean 'training.batch_size'?"),
-    "unknown variant": (
-        ["--config=configs/brain64_msm.py:smok"],
-        "unknown config variant 'smok'; did you mean 'smoke'?",
-    ),
-    "no such config": (["--config=configs/brain46_msm.py"], "No such file or directory: 'configs/brain46_msm.py'"),
-    "text for a number": ([CONFIG, "--config.training.batch_size=many"], "config.training.batch_size=many"),
-    "unknown mode": ([CONFIG, "--mode=evaluate"], "should be one of <train|eval"),
-    "a setting without dashes": ([CONFIG, "seed=1"], "unexpected argument 'seed=1'"),
-}
-
-
-@pytest.mark.parametrize("mistake", COMMAND_LINES)
-def test_mistake_on_the_command_line(mistake, tmp_path):
-    arguments, expected = COMMAND_LINES[mistake]
-    assert expected in refusal(*arguments, f"--workdir={tmp_path / 'run'}")
-    assert not (tmp_path / "run").exists()
-
-
-def test_missing_workdir_flag():
-    assert "--workdir" in refusal(CONFIG)
-
-
-def test_missing_store(tmp_path):
-    """The one mistake of these that is found only after JAX is loaded: still a single line."""
-    line = refusal(CONFIG, f"--config.data.dir={tmp_path / 'none'}", f"--workdir={tmp_path / 'run'}")
-    assert f"{tmp_path / 'none' / 'manifest.json'} is missing; make the store: python tools/prepare_demo.py" in line
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
