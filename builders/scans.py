@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,7 +39,7 @@ SIGMA_DATA_DEFINITION = (
     "acquired entries of (|y|^2 - 2 noise_std^2) / P, P = 1 in the ACS of the example, elsewhere the share of "
     "entries that it acquired"
 )
-_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,9 +228,10 @@ class RawScans:
 
     def _prepare(self, name: str) -> Stored | str:
         """A scan that is prepared, now or by an earlier start; or what is wrong with it."""
-        made_of = (DATA_VERSION, name, self.digests[name], self._options_of(name), self.keep_full, self._reader)
-        key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]
-        path, first_id = self.partial / f"{key}.npz", self._ids[name] * MOST_SLICES
+        first_id = self._ids[name] * MOST_SLICES
+        options, content = self._options_of(name), self.digests[name]
+        made_of = (DATA_VERSION, name, first_id, content, options, self.keep_full, self._reader)
+        path = self.partial / f"{hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]}.npz"
         if path.exists():
             try:
                 return Stored(name, first_id, path, load_scan(path).facts)
@@ -237,13 +239,16 @@ class RawScans:
                 logging.warning("%s is damaged (%s): the scan is prepared again", path, error)
         try:
             raw = self._read(scan_files.parts_of(self.folder, name)[0])
-            if len(raw.kspace) > MOST_SLICES:
-                raise UserError(f"{len(raw.kspace)} slices are more than {MOST_SLICES}; split the file")
-            scan = prepare_scan(raw, self._options_of(name), first_id, self.keep_full)
         except UserError as error:
             return str(error).replace(f"{self.folder}{os.sep}", "")
-        except OSError as error:  # of h5py: a file that was cut
+        except _DAMAGED as error:  # of h5py and numpy: a file that was cut or changed
             return f"cannot be read ({' '.join(str(error).split())[:150]})"
+        try:
+            if len(raw.kspace) > MOST_SLICES:
+                raise UserError(f"{len(raw.kspace)} slices are more than {MOST_SLICES}; split the file")
+            scan = prepare_scan(raw, options, first_id, self.keep_full)
+        except UserError as error:
+            return str(error)
         patient = str(raw.header.get("patient_id", ""))  # stays in the raw file: the store only tells patients apart
         scan.facts["subject"] = hashlib.sha256(patient.encode()).hexdigest()[:16] if patient else name
         save_scan(path, scan)

@@ -6,16 +6,21 @@ import sys
 from pathlib import Path
 
 import h5py
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 import datasets
+import run_lib
 from builders import scan_files, scans
 from builders.scan import Options
 from builders.store import prepare_store
 from configs.default import get_config
 from infra.raw_readers import read_raw
+from losses import get_loss_fn
+from models.init import param_shapes
+from operators.measurement import Measurement
 from operators.transform import get_transform
 from tests.checks import hashes, message_of
 from tests.raw_files import RawHead, raw_head, write_bart, write_fastmri, write_lines, write_npz
@@ -233,6 +238,15 @@ def test_a_store_with_another_mask_than_lines_holds_entries(tmp_path):
         chosen, scale = volumes == name, manifest["volumes"][name]["scale"]
         np.testing.assert_array_equal(test.mask[chosen], np.broadcast_to(expected, (2, 1, SIZE, SIZE)))
         np.testing.assert_allclose(test.y[chosen] * scale, np.where(expected, kspace, 0), atol=1e-5)
+    assert loss_shape(config, test) == (4,)  # and such masks can be trained on
+
+
+def loss_shape(config: ConfigDict, batch: Measurement) -> tuple[int, ...]:
+    """Shape of the training loss of a batch, by tracing alone."""
+    config.model.update(num_channels=8, channel_mult=(1,), attention_resolutions=(), num_heads=1)
+    experiment = run_lib.build(config)
+    loss = get_loss_fn(config, experiment.schedule, experiment.transform, experiment.masks, experiment.denoise)
+    return jax.eval_shape(loss, param_shapes(experiment.model, experiment.image_shape), batch, jax.random.key(0)).shape
 
 
 def test_published_layout_with_its_table(tmp_path):
@@ -282,6 +296,8 @@ def test_bad_files_are_told_at_the_end_and_the_rest_is_done(tmp_path):
     whole = (folder / "good.h5").read_bytes()
     (folder / "sub" / "cut.h5").write_bytes(whole[: len(whole) // 2])
     np.save(folder / "real.npy", np.ones((2, 3, 8, 8)))
+    np.savez(folder / "cut.npz", kspace=random_kspace(1, 2, SIZE, SIZE))
+    (folder / "cut.npz").write_bytes((folder / "cut.npz").read_bytes()[:2000])
     np.savez(folder / "no_centre.npz", kspace=np.pad(random_kspace(1, 2, SIZE, 4), [(0, 0)] * 3 + [(0, 12)]))
     command = [sys.executable, str(ROOT / "tools" / "prepare_mri.py"), f"--in={folder}", f"--out={tmp_path / 'store'}"]
     command += ["--size=16", "--axes=schw", "--maps=lowres"]
@@ -289,9 +305,9 @@ def test_bad_files_are_told_at_the_end_and_the_rest_is_done(tmp_path):
     assert done.returncode == 3, done.stderr
     told = done.stdout.split("files left out:\n")[1].splitlines()
     assert [line.strip().split(":")[0] for line in told] == [
-        "no_centre.npz", "real.npy", "sub/cut.h5", "sub/text.h5"
+        "cut.npz", "no_centre.npz", "real.npy", "sub/cut.h5", "sub/text.h5"
     ]  # fmt: skip
-    assert "coil maps need 3 fully sampled central lines" in told[0] and str(tmp_path) not in "".join(told)
+    assert "coil maps need 3 fully sampled central lines" in told[1] and str(tmp_path) not in "".join(told)
     assert "test 2 slices of 1 scans" in done.stdout and "--config.masks.acceleration=4.0" in done.stdout
     manifest = json.loads((tmp_path / "store" / "manifest.json").read_text())
     assert set(manifest["command"].split(" --")) == {
