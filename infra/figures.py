@@ -134,9 +134,11 @@ def _displayable(image: np.ndarray, peak: float) -> tuple[np.ndarray, dict[str, 
 
 def _mask_picture(mask: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, str]:
     """The sampling mask at image size and its title, e.g. '20 of 64 lines'."""
-    columns = mask.shape == (1, 1, shape[1])
-    kept, total, things = int(mask.sum()), mask.size, "lines" if columns else "points"
-    picture = np.broadcast_to(mask[..., 0] if mask.shape[-1] == 1 else mask[0], shape)
+    picture = mask[..., 0] if mask.shape[-1] == 1 else mask[0]
+    rays = picture.shape[0] > 1 and picture.shape != shape  # of CT: views and bins, which are no pixels
+    kept, total = int(mask.sum()), mask.size
+    things = "rays" if rays else "lines" if mask.shape == (1, 1, shape[1]) else "points"
+    picture = picture if rays else np.broadcast_to(picture, shape)
     reduction = f", R = {total / kept:.2f}" if kept else ""
     return picture, f"Sampling mask\n{kept} of {total} {things}{reduction}"
 

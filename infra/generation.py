@@ -68,7 +68,8 @@ def get_judge(config) -> Judge:
     digest = load_digest(settings.features, "sampling.features") if drawn is not None else ""
     extract = get_extractor("small" if drawn is not None else settings.features)
     transform, size = get_transform(config), config.data.image_size
-    shape = transform.image_shape((1, size, size, 3) if config.data.num_coils == 0 else (1, 1, size, size))
+    measured = (size, size, transform.channels) if config.data.num_coils == 0 else (1, size, size)
+    shape = transform.image_shape((1, *measured))
     width = extract(np.zeros(shape, transform.dtype)).shape[1] if drawn is None else drawn.shape[1]
     if reference is not None and reference.shape[1:] != (width,):
         raise UserError(
@@ -277,7 +278,7 @@ def _check_copies(experiment, acquisitions, judge: Judge, start: np.ndarray) -> 
     if judge.held_out is not None:
         count = min(config.sampling.check_images, len(judge.held_out))
         places = np.unique(np.rint(np.linspace(0, len(judge.held_out) - 1, count)).astype(int))
-    measured = (size, size, 3) if config.data.num_coils == 0 else (1, size, size)
+    measured = (size, size, transform.channels) if config.data.num_coils == 0 else (1, size, size)
     images = np.zeros(transform.image_shape((limit + len(places), *measured)), transform.dtype)
     if first:
         images[:limit] = start[:limit]

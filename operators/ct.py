@@ -31,7 +31,7 @@ from registry import Registry
 VIEWS_AT_ONCE = 8  # at most so many in parallel: memory for as many copies of the weights of one view
 BINS_OF_A_PIXEL = 3  # a shadow is at most sqrt(2) wide
 MOST_RAYS = 4096  # with up to so many rays (V D) inverses are computed by singular vectors, exactly
-RANK_CUTOFF = 1e-3  # singular values of the scaled operator (largest about 0.9) below it are no part of an inverse
+RANK_CUTOFF = 1e-3  # singular values of the scaled operator (at most 0.82) below it are no part of an inverse
 PINV_STEPS, PINV_DAMPING = 300, RANK_CUTOFF**2  # of the pseudo-inverse by conjugate gradients
 
 
