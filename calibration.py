@@ -15,7 +15,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 from metrics import comparable, error_map
 
@@ -40,6 +39,8 @@ def interval_levels(samples: np.ndarray, truth: np.ndarray, noise_std: float | n
     spread = np.sqrt(samples.var(axis=0, ddof=1) * (1 + 1 / count) + np.square(noise_std))
     error = np.abs(np.asarray(truth, np.float64) - samples.mean(axis=0))
     score = np.divide(error, spread, out=np.where(error > 0, np.inf, 0.0), where=spread > 0)
+    from scipy import stats  # takes half a second to load, which most starts need not wait for
+
     return 1 - 2 * stats.t.sf(score, count - 1)
 
 
@@ -63,6 +64,8 @@ def ensemble_crps(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def gaussian_crps(mean: np.ndarray, std: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Returns the continuous ranked probability score of N(mean, std^2), std > 0; Gneiting et al. 2005, equation 5."""
     score = (truth - mean) / std
+    from scipy import stats
+
     return std * (score * (2 * stats.norm.cdf(score) - 1) + 2 * stats.norm.pdf(score) - 1 / np.sqrt(np.pi))
 
 

