@@ -12,7 +12,7 @@ numpy arrays, (H,W) complex or (H,W,channels) real in [-1, 1].
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -86,9 +86,13 @@ def ssim(reference: np.ndarray, result: np.ndarray, data_range: float) -> float:
         )
     options: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     options |= {"data_range": data_range, "channel_axis": -1 if reference.ndim == 3 else None}
+    return _structural_similarity(comparable(reference), comparable(result), **options)
+
+
+def _structural_similarity(one: np.ndarray, other: np.ndarray, **options: Any) -> float:
     from skimage.metrics import structural_similarity  # takes a third of a second to load
 
-    value: Any = structural_similarity(comparable(reference), comparable(result), **options)
+    value: Any = structural_similarity(one, other, **options)
     return float(value)
 
 
@@ -170,10 +174,7 @@ def ssim_paper(reference: np.ndarray, result: np.ndarray) -> float:
     """
     _check_pair(reference, result)
     options: dict[str, Any] = {"data_range": 1.0, "win_size": 7, "channel_axis": -1 if reference.ndim == 3 else 0}
-    from skimage.metrics import structural_similarity
-
-    value: Any = structural_similarity(stretched(reference), stretched(result), **options)
-    return float(value)
+    return _structural_similarity(stretched(reference), stretched(result), **options)
 
 
 @SETS.register("paper")
@@ -300,7 +301,7 @@ def get_mar(distance: Lpips | None, network: str) -> tuple[Metric, ...]:
 
     def uniform_ssim(one: np.ndarray, other: np.ndarray) -> float:
         options: dict[str, Any] = {"data_range": 1.0, "channel_axis": -1 if one.ndim == 3 else None}
-        return float(cast(Any, structural_similarity(one, other, **options)))
+        return _structural_similarity(one, other, **options)
 
     end = f"of {_UNIT}; pixels under metal are equal in both."
     return (

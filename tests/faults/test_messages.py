@@ -194,7 +194,8 @@ COMMANDS = {
     ),
     "tune solver": (
         "main TOY RUN --mode=tune --config.tune.solver=zero_filled",
-        "tune.solver is 'zero_filled': it declares no hyper-parameter to search by tune.objective 'held_out'; choose another",
+        "tune.solver is 'zero_filled': it declares no hyper-parameter to search by tune.objective 'held_out'; choose "
+        "another",
     ),
     "demo no out": (
         "prepare_demo ",
