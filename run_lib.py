@@ -214,15 +214,16 @@ def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, An
     settings, first = config.eval, jax.process_index() == 0
     with processes.together():
         info = datasets.dataset_info(config)
-        _check_folders(config, folder, "eval")
-        measures, absent = get_metrics(config)
-        batches = list(datasets.eval_batches(config, settings.split, settings.batch_size, settings.max_examples))
         experiment = build(config)
         task = get_task(config, experiment.transform)
         experiment = dataclasses.replace(experiment, operator=task.operator)
         solvers = {name: get_solver(config, experiment, name) for name in settings.solvers}
+        network = any(solver.nfe for solver in solvers.values())
+        _check_folders(config, folder, "eval", network)
         solvers = tuned.apply(settings.tuned, solvers) if settings.tuned else solvers
-    params, step = _load_params(experiment, folder)
+        measures, absent = get_metrics(config)
+        batches = list(datasets.eval_batches(config, settings.split, settings.batch_size, settings.max_examples))
+    params, step = _load_params(experiment, folder) if network else (None, None)
     with processes.together():
         opened = workdir.open_workdir(folder, config, "eval")
     with opened as run:

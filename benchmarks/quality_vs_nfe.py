@@ -31,7 +31,7 @@ from solvers import get_solver
 FLAGS = flags.FLAGS
 
 # name -> (number of samples, switches of config.solver); what is not named is the default of the config
-PUBLISHED = {"consistency": "entries", "gamma": 1.0, "mask_keep": 0.0, "w": 3, "eta": 0.85}
+PUBLISHED = {"consistency": "entries", "gamma": 2.0, "mask_keep": 0.0, "w": 3, "eta": 0.85}
 FLOW = {"step": "ddim", "eta": 0.0}  # the probability flow: no fresh noise
 Settings = dict[str, tuple[int, dict]]
 LEVELS: Settings = {
@@ -61,6 +61,7 @@ MASKS: Settings = {
     "the same, complement": (1, {"num_levels": 20, "w": 3, "mask_keep": 0.0, "mask_order": "complement"}),
     "the same, reinject": (1, {"num_levels": 20, "w": 3, "mask_keep": 0.0, "reinject": True}),
     "published form, 200 x 3": (1, {**PUBLISHED, "num_levels": 200}),
+    "published form, gamma 1, 200 x 3": (1, {**PUBLISHED, "gamma": 1.0, "num_levels": 200}),
     "published form, reinject, 200 x 3": (1, {**PUBLISHED, "num_levels": 200, "reinject": True}),
 }
 SETTINGS = LEVELS | STEPS | WARM | CONSISTENCY | MASKS

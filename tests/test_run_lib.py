@@ -75,6 +75,13 @@ def test_a_finished_run_is_left_alone(config, trained):
     assert "nothing to do: step 4 of 4 is reached" in (trained / "train.log").read_text()
 
 
+def test_classical_solvers_need_no_checkpoint(tiny_store, tmp_path):
+    config = small_config(tiny_store)
+    config.eval.solvers, config.eval.max_examples = ("zero_filled", "cg_sense"), 2
+    summary = run_lib.evaluate(config, str(tmp_path))
+    assert set(summary["solvers"]) == {"zero_filled", "cg_sense"} and "checkpoint" not in summary["run"]
+
+
 @pytest.fixture(scope="module")
 def evaluated(tiny_store, trained):
     """(workdir, summary) of a first evaluation: six scans in rounds of four, the second filled up."""
