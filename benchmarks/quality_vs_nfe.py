@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
+from matplotlib.figure import Figure
 from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -64,7 +65,7 @@ MASKS: Settings = {
     "published form, gamma 1, 200 x 3": (1, {**PUBLISHED, "gamma": 1.0, "num_levels": 200}),
     "published form, reinject, 200 x 3": (1, {**PUBLISHED, "num_levels": 200, "reinject": True}),
 }
-SETTINGS = LEVELS | STEPS | WARM | CONSISTENCY | MASKS
+FAMILIES = {"levels": LEVELS, "steps": STEPS, "warm start": WARM, "consistency": CONSISTENCY, "masks": MASKS}
 
 
 def measure(config, params, batches, num_samples: int, switches: dict) -> dict[str, float]:
@@ -89,6 +90,21 @@ def measure(config, params, batches, num_samples: int, switches: dict) -> dict[s
     return {"calls": solver.nfe * num_samples, "psnr": means[0], "ssim": means[1], "seconds": seconds / len(rows)}
 
 
+def front_plot(found: dict[str, dict[str, str]], path: Path) -> None:
+    """Writes a picture: PSNR and SSIM of every setting over its network calls, one colour per family."""
+    figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
+    for place, (column, name) in enumerate({"psnr": "PSNR (dB)", "ssim": "SSIM"}.items(), start=1):
+        axes = figure.add_subplot(1, 2, place)
+        for family, settings in FAMILIES.items():
+            rows = [found[setting] for setting in settings if setting in found]
+            axes.plot([float(r["calls"]) for r in rows], [float(r[column]) for r in rows], "o", ms=5, label=family)
+        axes.set(xscale="log", xlabel="network calls per scan", ylabel=name)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.savefig(path)
+
+
 def main(argv: list[str]) -> None:
     del argv
     config, out = FLAGS.config, Path(FLAGS.out)
@@ -99,7 +115,8 @@ def main(argv: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / "front.csv"
     found = {row["setting"]: row for row in csv.DictReader(path.open())} if path.exists() else {}
-    for name, (num_samples, switches) in SETTINGS.items():
+    settings = {name: how for family in FAMILIES.values() for name, how in family.items()}
+    for name, (num_samples, switches) in settings.items():
         if name in found or not any(wanted in name for wanted in FLAGS.only.split(",")):
             continue
         figures = measure(config, params, batches, num_samples, switches)
@@ -107,6 +124,7 @@ def main(argv: list[str]) -> None:
         lines = [",".join(("setting", *figures)), *(",".join(f'"{v}"' for v in row.values()) for row in found.values())]
         atomic_write_text(path, "\n".join(lines) + "\n")
         print(found[name], flush=True)
+    front_plot(found, out / "front.png")
 
 
 if __name__ == "__main__":
