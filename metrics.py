@@ -300,8 +300,6 @@ def get_mar(distance: Lpips | None, network: str) -> tuple[Metric, ...]:
         return of_pair
 
     def uniform_ssim(one: np.ndarray, other: np.ndarray) -> float:
-        from skimage.metrics import structural_similarity
-
         options: dict[str, Any] = {"data_range": 1.0, "channel_axis": -1 if one.ndim == 3 else None}
         return _structural_similarity(one, other, **options)
 
