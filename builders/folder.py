@@ -98,7 +98,7 @@ def divide(names: Sequence[str], division: Division) -> dict[str, list[str]]:
     every = [name for chosen in listed.values() for name in chosen]
     if len(set(every)) < len(every):
         twice = sorted(name for name in set(every) if every.count(name) > 1)
-        raise UserError(f"{twice[0]!r}{_and_more(twice)} stand twice in the lists: splits must not overlap")
+        raise UserError(f"the lists name {twice[0]!r}{_and_more(twice)} more than once: splits must not overlap")
     if len(names) == FFHQ_COUNT and not listed and not division.counts:
         return {split: list(names[FFHQ[split]]) for split in SPLITS}
     pool = sorted(set(names) - set(every), key=lambda name: hashlib.sha256(name.encode()).digest())

@@ -253,7 +253,7 @@ def reliability_plot(levels: Mapping[str, np.ndarray]) -> bytes:
     Args:
       levels: by name, 1-D, the level of the smallest interval that holds each entry's truth.
     """
-    figure = Figure(figsize=(6.2, 4), dpi=_DPI, layout="constrained")
+    figure = _figure((6.2, 4), _DPI, layout="constrained")
     axes = figure.add_subplot()
     nominal = np.linspace(0, 1, 101)
     axes.plot(nominal, nominal, ":", color="#777777", linewidth=1, label="calibrated")

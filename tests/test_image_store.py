@@ -174,7 +174,7 @@ def test_a_changed_picture_of_equal_size_makes_another_store(pictures, tmp_path)
         ({"drop": 16}, "--drop is 16: it must be from 0 to 15"),
         ({"noise_std": -0.1}, "noise_std"),
         ({"seed": -1}, "seed"),
-        ({"image_size": 4}, "image_size is 4"),
+        ({"image_size": 4}, "--size is 4"),
     ],
 )
 def test_impossible_settings_are_refused(change, expected):

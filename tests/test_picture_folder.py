@@ -153,7 +153,7 @@ def test_wrong_lists_are_refused(tmp_path):
     assert "names '../00002.png' and 1 more, which the folder lacks" in message
     listed.write_text("00001.png\n")
     overlap = Division({"test": listed, "train": listed})
-    assert "'00001.png' stands twice in the lists" in message_of(divide, names(5), overlap)
+    assert "'00001.png' more than once" in message_of(divide, names(5), overlap)
     assert "cannot be read" in message_of(divide, names(5), Division({"test": tmp_path / "none"}))
 
 

@@ -95,10 +95,11 @@ COMMANDS = {
     ),
     "devices": (
         "main TOY RUN",
-        "training.batch_size is 4: it must be a multiple of 8 = 8 devices x optim.accumulate 1, e.g. 8\n"
-        "eval.batch_size is 4: it must be a multiple of the 8 devices, e.g. 8\n"
-        "sampling.batch_size is 4: it must be a multiple of the 8 devices, e.g. 8\n"
-        "tune.batch_size is 4: it must be a multiple of the 8 devices, e.g. 8",
+        "training.batch_size is 4: it must be a multiple of 8 = 8 devices x optim.accumulate 1, e.g. 8",
+    ),
+    "devices of an evaluation": (
+        "main TOY RUN --mode=eval",
+        "eval.batch_size is 4: it must be a multiple of the 8 devices, e.g. 8",
     ),
     "dsm": (
         "main TOY RUN --config.loss.name=dsm",
