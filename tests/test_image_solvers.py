@@ -230,6 +230,7 @@ def test_an_image_task_is_evaluated_and_reported(variant, tmp_path, monkeypatch)
         monkeypatch.setattr(datasets, name, function)
     params = init_params(run_lib.build(config).model, 0, (SIZE, SIZE, 3))
     monkeypatch.setattr(run_lib, "_load_params", lambda *_: (params, 7))
+    monkeypatch.setattr(run_lib.checkpoints, "kept_steps", lambda _: [7])
     shown = []
     panel = figures._Sheet.panel
     monkeypatch.setattr(

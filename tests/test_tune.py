@@ -126,7 +126,7 @@ def test_everything_is_written_and_all_trials_share_one_compilation(straight):
     assert tracings == 1 and [row["trial"] for row in rows] == [str(n) for n in range(TRIALS)]
     assert float(rows[0]["gain"]) == 1.0 and len({row["gain"] for row in rows}) == TRIALS
     values = [float(row["value"]) for row in rows]
-    assert entry["value"] == min(values) and entry["hyper"] == {"gain": float(rows[np.argmin(values)]["gain"])}
+    assert entry["value"] == min(values) and entry["hyper"]["gain"] == float(rows[np.argmin(values)]["gain"])
     assert entry["defaults"] == {"hyper": {"gain": 1.0}, "value": values[0]}
     assert entry["trials"] == TRIALS and entry["failed"] == 0 and entry["examples"] == 3
     assert 0 < entry["noise_floor"] < entry["value"] and "No reference" in entry["definition"]
@@ -230,6 +230,7 @@ def test_msm_is_tuned_with_one_compilation(tiny_store, tmp_path, monkeypatch):
         return run_lib.sharding.replicate(init_params(experiment.model, 0, experiment.image_shape), experiment.mesh), 7
 
     monkeypatch.setattr(run_lib, "_load_params", load)
+    monkeypatch.setattr(run_lib.checkpoints, "kept_steps", lambda _: [7])
     solvers, traces = run_lib.get_solver, []
 
     def counted(config, experiment, name):
@@ -254,6 +255,7 @@ def test_temperature_is_found_without_solving_twice(tiny_store, tmp_path, monkey
         return run_lib.sharding.replicate(init_params(experiment.model, 0, experiment.image_shape), experiment.mesh), 7
 
     monkeypatch.setattr(run_lib, "_load_params", load)
+    monkeypatch.setattr(run_lib.checkpoints, "kept_steps", lambda _: [7])
     local_rows, solved = run_lib.sharding.local_rows, []
     monkeypatch.setattr(run_lib.sharding, "local_rows", lambda *a, **k: solved.append(1) or local_rows(*a, **k))
     entry = run_lib.tune(config, str(tmp_path))

@@ -38,8 +38,6 @@ DENSITY = {  # g/cm^3
     "water": 1.0, "bone": 1.92, "aluminium": 2.699, "titanium": 4.54, "iron": 7.874, "copper": 8.96, "gold": 19.32,
 }  # fmt: skip
 
-_CHECK = flags.DEFINE_bool("check", False, "Write nothing; only compare the file with what would be written.")
-
 
 def table() -> str:
     """The text of operators/materials.py. Raises UserError where xraydb is not installed."""
@@ -72,7 +70,7 @@ def _wrapped(values: Iterable[float]) -> list[str]:
 
 def main(_: list[str]) -> None:
     text = table()
-    if not _CHECK.value:
+    if not flags.FLAGS.check:
         atomic_write_text(TARGET, text)
     elif TARGET.read_text() != text:
         raise UserError(f"{TARGET} differs from what xraydb says: run tools/build_materials.py")
@@ -80,4 +78,5 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_bool("check", False, "Write nothing; only compare the file with what would be written.")
     command_line.start(main)

@@ -29,14 +29,7 @@ from infra import ahead, command_line, config_check, programs
 from infra.ahead import GIB, Cost, TooLarge, Topology
 from infra.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py or configs/NAME.py:VARIANT.")
-_TOPOLOGY = flags.DEFINE_string("topology", None, "Kind and shape of the slice: v5e:4x4, v4:2x2x4, v5p:2x2x4, ...")
-_BATCH = flags.DEFINE_integer("per_device_batch", 1, "Examples per chip and step.", lower_bound=1)
-_PROGRAMS = flags.DEFINE_list("programs", ["train", "solve"], "What to compile: train, solve, sample.")
-_SEARCH = flags.DEFINE_bool("search", False, "Look for the largest batch per chip that fits, by further compilations.")
-_TRIALS = flags.DEFINE_integer("trials", 6, "With --search: at most so many compilations per program.", lower_bound=2)
-_QUICK = flags.DEFINE_bool("quick", False, "Ask the compiler for its least effort: sooner done, its seconds too many.")
-_LOG = flags.DEFINE_string("log", "", "File that every compilation is appended to, one JSON line each.")
+FLAGS = flags.FLAGS
 
 NEEDED = {"train": {"all-reduce"}}  # collectives by program: the gradients' mean; samplers need none
 HEADS = (
@@ -196,10 +189,10 @@ def check_flags(config: ConfigDict, names: list[str], batch: int, log: str) -> N
 def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
-    config = _CONFIG.value
-    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).name.replace(".py", "")  # with its variants
-    check_flags(config, _PROGRAMS.value, _BATCH.value, _LOG.value)
-    topology = ahead.get_topology(_TOPOLOGY.value or "")
+    config = FLAGS.config
+    name = Path(config_flags.get_config_filename(FLAGS["config"])).name.replace(".py", "")  # with its variants
+    check_flags(config, FLAGS.programs, FLAGS.per_device_batch, FLAGS.log)
+    topology = ahead.get_topology(FLAGS.topology or "")
     hbm = ahead.hbm_bytes(topology)
     print(
         f"{topology.name}: {len(topology.devices)} chips ({topology.slice_name}), programs have {gib(hbm)} of HBM each"
@@ -207,23 +200,31 @@ def main(argv: list[str]) -> None:
     rows = []
 
     def trial_of(program: str, batch: int) -> Trial:
-        trial = compile_one(program, config, topology, batch, _QUICK.value)
+        trial = compile_one(program, config, topology, batch, FLAGS.quick)
         rows.append(record(name, config, topology, hbm, trial))
-        if _LOG.value:
-            with open(_LOG.value, "a") as file:
+        if FLAGS.log:
+            with open(FLAGS.log, "a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
         print(describe(trial, topology, hbm), flush=True)
         return trial
 
-    for program in _PROGRAMS.value:
-        if not _SEARCH.value:
-            trial_of(program, _BATCH.value)
+    for program in FLAGS.programs:
+        if not FLAGS.search:
+            trial_of(program, FLAGS.per_device_batch)
             continue
         unit = config.optim.accumulate if program == "train" else 1
-        print(f"{program}: {find_largest(partial(trial_of, program), _BATCH.value, unit, hbm, _TRIALS.value)}")
+        print(f"{program}: {find_largest(partial(trial_of, program), FLAGS.per_device_batch, unit, hbm, FLAGS.trials)}")
     print("\n" + table(rows))
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # other tools define the same flags, and tests import several
+    config_flags.DEFINE_config_file("config", None, "configs/NAME.py or configs/NAME.py:VARIANT.")
+    flags.DEFINE_string("topology", None, "Kind and shape of the slice: v5e:4x4, v4:2x2x4, v5p:2x2x4, ...")
+    flags.DEFINE_integer("per_device_batch", 1, "Examples per chip and step.", lower_bound=1)
+    flags.DEFINE_list("programs", ["train", "solve"], "What to compile: train, solve, sample.")
+    flags.DEFINE_bool("search", False, "Look for the largest batch per chip that fits, by further compilations.")
+    flags.DEFINE_integer("trials", 6, "With --search: at most so many compilations per program.", lower_bound=2)
+    flags.DEFINE_bool("quick", False, "Ask the compiler for its least effort: sooner done, its seconds too many.")
+    flags.DEFINE_string("log", "", "File that every compilation is appended to, one JSON line each.")
     flags.mark_flags_as_required(["config", "topology"])
     command_line.start(main)
