@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import flags
+from absl import flags, logging
 from matplotlib.figure import Figure
 from ml_collections import config_flags
 
@@ -107,6 +107,7 @@ def front_plot(found: dict[str, dict[str, str]], path: Path) -> None:
 
 def main(argv: list[str]) -> None:
     del argv
+    logging.set_verbosity(logging.WARNING)
     config, out = FLAGS.config, Path(FLAGS.out)
     config_check.check(config)
     params, _ = checkpoints.load_ema_params(FLAGS.checkpoint, run_lib.build(config).template_params())
