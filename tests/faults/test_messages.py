@@ -370,7 +370,7 @@ def test_an_answer_takes_less_than_three_seconds(mistake, tmp_path):
     """The second is known only after all is imported: the slowest there is. Processor time: the machine may be busy."""
     arguments = [SHORT["SMOKE"], SHORT["RUN"].format(at=tmp_path), mistake.format(at=tmp_path)]
     tries = [answered(*arguments)]
-    if tries[0][1] >= 3:
+    while tries[-1][1] >= 3 and len(tries) < 4:
         tries.append(answered(*arguments))
     assert all(done.returncode == 2 and len(done.stderr.splitlines()) == 1 for done, _ in tries)
     assert min(seconds for _, seconds in tries) < 3
