@@ -81,35 +81,12 @@ def extrapolations(sigmas: Sequence[float]) -> list[float]:
     return [0.0, *inner, 0.0][: len(sigmas)]
 
 
-def get_sampler(
-    settings: SamplerSettings,
-    schedule: Schedule,
-    transform: Transform,
-    masks: MaskDistribution,
-    denoise: Callable[..., Denoised],
-    correct: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
-    project: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
-) -> Callable:
-    """Returns sample(keys, maps, start, eta) -> z of the last estimate, shape of `start`.
-
-    Args:
-      settings: static switches.
-      schedule: levels.
-      transform: T, for its noise.
-      masks: where the masks of the partial calls are drawn from.
-      denoise: denoise(s_t, mask, maps, t) -> Denoised, parameters bound.
-      correct: optional data consistency, correct(s0, mask) -> s0, applied to every partial estimate.
-      project: optional data consistency, project(zhat, sigma) -> zhat, applied to the aggregated estimate of a level.
-
-    `sample`: keys (B,) one per example; start (B, ...) the measurement that the first level's noise is added to, 0 to
-    sample from pure noise; eta a traced float. Memory does not grow with the number of levels, network calls are
-    num_levels * w.
-    """
-    w = settings.w
+def get_levels(settings: SamplerSettings, schedule: Schedule) -> dict[str, jax.Array]:
+    """Returns what a step of the scan is told about its level, each (levels,): t, sigma, those beside it, `ahead`."""
     times = schedule.grid(settings.num_levels, settings.start_sigma)
     with jax.ensure_compile_time_eval():  # the levels are static, also where this is called while tracing
         sigmas = [float(v) for v in schedule.sigma(jnp.asarray(times))]
-    levels = {
+    return {
         "index": jnp.arange(len(times)),
         "t": jnp.asarray(times),
         "sigma": jnp.asarray(sigmas),
@@ -117,10 +94,19 @@ def get_sampler(
         "previous": jnp.asarray([jnp.inf, *sigmas[:-1]]),
         "ahead": jnp.asarray(extrapolations(sigmas)),
     }
-    probability = masks.inclusion_probability()
 
-    def noise(keys, index, shape):
-        return jax.vmap(lambda k: transform.noise(jax.random.fold_in(k, index), shape[1:]))(keys)
+
+def draw_noise_of(transform: Transform, keys: jax.Array, index, shape: tuple[int, ...]) -> jax.Array:
+    """N(0,1) per real scalar, of the given batched shape: the draw `index` of each example's key."""
+    return jax.vmap(lambda k: transform.noise(jax.random.fold_in(k, index), shape[1:]))(keys)
+
+
+def get_calls(settings: SamplerSettings, schedule: Schedule, transform: Transform, denoise, correct) -> Callable:
+    """Returns calls(carry, drawn, maps, level, keys, eta) -> sum of the w partial estimates of a level, u after them.
+
+    `drawn` (w,B,...) are the masks; the other arguments are those of `get_sampler`.
+    """
+    w = settings.w
 
     def partial_estimate(u, mask, maps, t):
         """One call on the entries of u inside mask; u and mask may stack several draws along the batch axis."""
@@ -149,19 +135,50 @@ def get_sampler(
             u, total = state
             mask, index = draw
             s0, eps = partial_estimate(u, mask, maps, jnp.full((u.shape[0],), level["t"]))
-            xi = noise(keys, (level["index"] + 1) * (w + 1) + index, u.shape)
+            xi = draw_noise_of(transform, keys, (level["index"] + 1) * (w + 1) + index, u.shape)
             return (jnp.where(mask, reverse_step(s0, eps, xi, level["sigma"], fresh), u), total + s0), None
 
         (u, total), _ = jax.lax.scan(call, (carry.u, jnp.zeros_like(carry.u)), (drawn, jnp.arange(w)))
         return total, u
 
-    calls = reinjecting_calls if settings.reinject else independent_calls
+    return reinjecting_calls if settings.reinject else independent_calls
 
-    def aggregate(total, drawn, zhat):
-        if settings.weight == "population":
-            return total / (w * jnp.maximum(probability, 1e-6))
-        count = jnp.sum(drawn, axis=0)
-        return jnp.where(count > 0, total / jnp.maximum(count, 1), zhat)
+
+def aggregate(settings: SamplerSettings, probability: jax.Array, total, drawn, zhat) -> jax.Array:
+    """The level's estimate of each entry from the sum over its masks; entries that none drew keep `zhat`."""
+    if settings.weight == "population":
+        return total / (settings.w * jnp.maximum(probability, 1e-6))
+    count = jnp.sum(drawn, axis=0)
+    return jnp.where(count > 0, total / jnp.maximum(count, 1), zhat)
+
+
+def get_sampler(
+    settings: SamplerSettings,
+    schedule: Schedule,
+    transform: Transform,
+    masks: MaskDistribution,
+    denoise: Callable[..., Denoised],
+    correct: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    project: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+) -> Callable:
+    """Returns sample(keys, maps, start, eta) -> z of the last estimate, shape of `start`.
+
+    Args:
+      settings: static switches.
+      schedule: levels.
+      transform: T, for its noise.
+      masks: where the masks of the partial calls are drawn from.
+      denoise: denoise(s_t, mask, maps, t) -> Denoised, parameters bound.
+      correct: optional data consistency, correct(s0, mask) -> s0, applied to every partial estimate.
+      project: optional data consistency, project(zhat, sigma) -> zhat, applied to the aggregated estimate of a level.
+
+    `sample`: keys (B,) one per example; start (B, ...) the measurement that the first level's noise is added to, 0 to
+    sample from pure noise; eta a traced float. Memory does not grow with the number of levels, network calls are
+    num_levels * w.
+    """
+    w, levels, probability = settings.w, get_levels(settings, schedule), masks.inclusion_probability()
+    calls = get_calls(settings, schedule, transform, denoise, correct)
+    noise = partial(draw_noise_of, transform)
 
     def sample(keys, maps, start, eta):
         mask_keys, noise_keys = (jax.vmap(lambda k, n=n: jax.random.fold_in(k, n))(keys) for n in range(2))
@@ -172,7 +189,7 @@ def get_sampler(
                 draw_keys, carry.covered
             )
             total, u = calls(carry, drawn, maps, level, noise_keys, eta)
-            zhat = aggregate(total, drawn, carry.zhat)
+            zhat = aggregate(settings, probability, total, drawn, carry.zhat)
             if project is not None:
                 zhat = project(zhat, level["sigma"])
             target = zhat if settings.order == 1 else zhat + level["ahead"] * (zhat - carry.zhat)
@@ -182,7 +199,7 @@ def get_sampler(
             u = reverse_step(target, eps, xi, level["next"], fresh)
             return _Carry(u, zhat, covered), None
 
-        u = start + sigmas[0] * noise(noise_keys, 0, start.shape)
+        u = start + levels["sigma"][0] * noise(noise_keys, 0, start.shape)
         covered = jnp.zeros((start.shape[0], *probability.shape), bool)
         final, _ = jax.lax.scan(level_step, _Carry(u, start, covered), levels)
         return final.zhat

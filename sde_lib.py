@@ -6,6 +6,7 @@ all. These two functions are also all that an SDE is, `forward_sde`: whatever ha
 reverse and its probability flow (Song et al. 2021, arXiv 2011.13456).
 """
 
+import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ def get_edm(schedule) -> EDM:
     )
 
 
-class _Continuous:
+class _Continuous(abc.ABC):
     """What the SDEs of Song et al. 2021 share: t in [min_time, 1], uniform in training and in sampling."""
 
     min_time = 1e-3
@@ -163,14 +164,14 @@ class _Continuous:
         with jax.ensure_compile_time_eval():
             return float(self.sigma(jnp.float32(1.0)))
 
-    def alpha(self, t):
-        raise NotImplementedError
+    @abc.abstractmethod
+    def alpha(self, t) -> jax.Array: ...
 
-    def sigma(self, t):
-        raise NotImplementedError
+    @abc.abstractmethod
+    def sigma(self, t) -> jax.Array: ...
 
-    def level(self, sigma):
-        raise NotImplementedError
+    @abc.abstractmethod
+    def level(self, sigma) -> jax.Array: ...
 
     def net_time(self, t):
         return 999.0 * t  # as published for VP

@@ -105,7 +105,7 @@ def test_every_config_file_is_sound(name):
         ("eval.solvers", (), "at least 1"),
         ("eval.solvers", ("msm", "cgsense"), "did you mean 'cg_sense'?"),
         ("eval.folder", "../eval", "inside the workdir"),
-        ("eval.folder", "/tmp/eval", "inside the workdir"),
+        ("eval.folder", "/elsewhere/eval", "inside the workdir"),
         ("eval.folder", "checkpoints/eval", "none of checkpoints"),
         ("eval.checkpoint", None, "text"),
         ("tune.objective", "helt_out", "did you mean 'held_out'?"),

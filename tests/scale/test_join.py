@@ -16,8 +16,10 @@ ADDRESS = "10.0.0.1:8476"
 
 
 def test_a_run_of_one_process_initialises_nothing(monkeypatch):
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("it was initialised"))
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: calls.append(1))
     processes.join("", None, None, 300)
+    assert calls == []
 
 
 @pytest.mark.parametrize(
