@@ -6,9 +6,10 @@ alpha:
     u' = zhat + sqrt(sigma'^2 - f^2) eps + f xi,   eps = (u - zhat) / sigma
 
 with f the fresh part of the noise: 'ddim' f = eta sigma' sqrt(1 - sigma'^2/sigma^2) (Song et al. 2021; eta 1 is
-ancestral sampling), 'renoise' f = eta sigma' (the published posterior solver). With `order` 2 the step takes, in
-place of zhat, the line through the last two estimates over log sigma, at the step's middle (DPM-Solver++ 2M of Lu et
-al. 2022, arXiv 2211.01095, which has eta 0 and 1): no further network call.
+ancestral sampling), 'renoise' f = eta sigma' (the published posterior solver). 'plug_and_play' has no noise, u' =
+zhat (DPIR of Zhang et al. 2021, arXiv 2008.13751): with data consistency an estimate in few calls, not a sample. With
+`order` 2 the step takes, in place of zhat, the line through the last two estimates over log sigma, at the step's
+middle (DPM-Solver++ 2M of Lu et al. 2022, arXiv 2211.01095, which has eta 0 and 1): no further network call.
 """
 
 import math
@@ -193,13 +194,16 @@ def get_sampler(
             if project is not None:
                 zhat = project(zhat, level["sigma"])
             target = zhat if settings.order == 1 else zhat + level["ahead"] * (zhat - carry.zhat)
+            if settings.step == "plug_and_play":
+                return _Carry(target, zhat, covered), None
             eps = (u - target) / level["sigma"]
             xi = noise(noise_keys, (level["index"] + 1) * (w + 1) + w, u.shape)
             fresh = fresh_share(settings.step, eta, level["sigma"], level["next"])
-            u = reverse_step(target, eps, xi, level["next"], fresh)
-            return _Carry(u, zhat, covered), None
+            return _Carry(reverse_step(target, eps, xi, level["next"], fresh), zhat, covered), None
 
-        u = start + levels["sigma"][0] * noise(noise_keys, 0, start.shape)
+        u = start
+        if settings.step != "plug_and_play":
+            u = start + levels["sigma"][0] * noise(noise_keys, 0, start.shape)
         covered = jnp.zeros((start.shape[0], *probability.shape), bool)
         final, _ = jax.lax.scan(level_step, _Carry(u, start, covered), levels)
         return final.zhat

@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     config.training = _training()
     config.sampling = _sampling()
     config.solver = _solver()
+    config.msm_fast = _msm_fast()
     config.score_sde = _score_sde()
     config.task = _task()
     config.baselines = _baselines()
@@ -183,7 +184,7 @@ def _solver() -> ConfigDict:
     solver.reinject = False
     solver.weight = "count"
     solver.start_sigma = 1000.0  # noise level to start from; below the schedule's largest: warm start from CG-SENSE
-    solver.step = "renoise"  # renoise (published solver) | ddim
+    solver.step = "renoise"  # renoise (published solver) | ddim | plug_and_play: one estimate without noise
     solver.consistency = "least_squares"  # least_squares | pseudo_inverse | entries, see solvers/msm.py
     solver.cg_steps = 20  # of least_squares where masks are not whole columns; those are solved exactly
     solver.damping = 1.0  # of least_squares: how much better than under a white prior the network's estimate is
@@ -192,6 +193,17 @@ def _solver() -> ConfigDict:
     solver.eta = 1.0
     solver.temperature = 1.0  # stretches the samples about their mean; --mode=tune finds it by objective crps
     return solver
+
+
+def _msm_fast() -> ConfigDict:
+    """Of the msm_fast solver, in place of those of config.solver (solvers/msm_fast.py)."""
+    fast = ConfigDict()
+    fast.num_levels = 20  # = network calls
+    fast.start_sigma = 0.3
+    fast.consistency = "least_squares"
+    fast.damping = 1.0
+    fast.gamma = 1.0
+    return fast
 
 
 def _score_sde() -> ConfigDict:

@@ -49,12 +49,22 @@ def _noise_levels_ascend(c: ConfigDict) -> str | None:
     return None if low < high else f"schedule.sigma_min is {low}: it must be less than schedule.sigma_max ({high})"
 
 
-@_must_fit("schedule.name", "schedule.sigma_min", "solver.start_sigma")
+@_must_fit("schedule.name", "schedule.sigma_min", "solver.start_sigma", "msm_fast.start_sigma")
 def _start_is_noisier_than_the_end(c: ConfigDict) -> str | None:
-    start, low = c.solver.start_sigma, c.schedule.sigma_min
-    if c.schedule.name not in UNSCALED or start > low:
+    low = c.schedule.sigma_min
+    if c.schedule.name not in UNSCALED or low >= c.schedule.sigma_max:
         return None
-    return f"solver.start_sigma is {start}: it must be more than schedule.sigma_min ({low})"
+    for section in ("solver", "msm_fast"):
+        if c[section].start_sigma <= low:
+            return f"{section}.start_sigma is {c[section].start_sigma}: it must be more than schedule.sigma_min ({low})"
+    return None
+
+
+@_must_fit("solver.step", "solver.reinject")
+def _there_is_noise_to_reinject(c: ConfigDict) -> str | None:
+    if c.solver.step != "plug_and_play" or not c.solver.reinject:
+        return None
+    return "solver.reinject is True: solver.step 'plug_and_play' has no noise; set one of them otherwise"
 
 
 @_must_fit("masks.acs_lines", "data.image_size")

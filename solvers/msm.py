@@ -34,7 +34,8 @@ from solvers.registry import SOLVERS, Range, Solver, temper
 START_RIDGE = 0.003  # of the Tikhonov image that a warm start begins from
 MIN_DAMPING = 1e-5  # keeps noiseless problems with a null space solvable in float32
 
-SEARCH = {"gamma": Range(0.1, 2.0), "eta": Range(0.0, 1.0)}  # gamma >= 2 overshoots the data by what it missed them
+SEARCH = {"gamma": Range(0.1, 2.0)}  # gamma >= 2 overshoots the data by what it missed them
+SEARCH_ETA = {"eta": Range(0.0, 1.0)}  # plug_and_play has no noise
 SEARCH_DAMPING = {"damping": Range(0.03, 100.0, log=True)}  # only least_squares has one
 SPREAD = {"temperature": Range(0.25, 8.0, log=True)}
 
@@ -44,7 +45,7 @@ def get_msm_solver(config, experiment) -> Solver:
     """K posterior samples per scan in one batched call; static switches from `config.solver`, `hyper` traced."""
     settings = get_settings(config.solver)
     masks = get_masks(config, density=config.solver.mask_keep)
-    num_samples = config.eval.num_samples
+    num_samples = config.eval.num_samples if settings.step != "plug_and_play" else 1  # without noise there is but one
     schedule, transform, operator = experiment.schedule, experiment.transform, experiment.operator
 
     def solve(key, params, measurement, hyper):
@@ -73,7 +74,11 @@ def get_msm_solver(config, experiment) -> Solver:
     return Solver(
         solve=solve,
         hyper={name: config.solver[name] for name in ("gamma", "damping", "eta", "temperature")},
-        search=SEARCH | (SEARCH_DAMPING if config.solver.consistency == "least_squares" else {}),
+        search={
+            **SEARCH,
+            **(SEARCH_ETA if settings.step != "plug_and_play" else {}),
+            **(SEARCH_DAMPING if config.solver.consistency == "least_squares" else {}),
+        },
         spread=SPREAD if num_samples > 1 else {},
         num_samples=num_samples,
         nfe=len(schedule.grid(settings.num_levels, settings.start_sigma)) * settings.w,

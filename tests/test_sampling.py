@@ -83,6 +83,21 @@ def test_full_noiseless_data_return_the_exact_image_whatever_the_network_says(ch
     np.testing.assert_allclose(samples, np.broadcast_to(x, samples.shape), atol=1e-5)
 
 
+def test_msm_fast_is_one_estimate_of_the_msm_solver_without_noise():
+    """No key matters, samples are one, calls are levels; its own section has the settings, warm start included."""
+    config = solver_config()
+    config.msm_fast.update(num_levels=3, start_sigma=1.0, damping=2.0)
+    m, fast = toy_measurement(), get_solver(config, experiment(config), "msm_fast")
+    assert (fast.num_samples, fast.nfe, fast.hyper["damping"]) == (1, 3, 2.0)
+    assert fast.search.keys() == {"gamma", "damping"} and not fast.spread
+    x = fast.solve(jax.random.key(0), PARAMS, m, fast.hyper)
+    np.testing.assert_array_equal(x, fast.solve(jax.random.key(1), PARAMS, m, fast.hyper))
+    config.solver.update(num_levels=3, start_sigma=1.0, damping=2.0, step="plug_and_play")
+    same = get_solver(config, experiment(config), "msm")
+    np.testing.assert_allclose(x, same.solve(jax.random.key(0), PARAMS, m, same.hyper), atol=1e-6)
+    assert config.eval.num_samples == 2  # the preset does not change what others see
+
+
 def test_acquired_entries_of_a_projection_equal_the_data_for_one_coil():
     config = solver_config(mask_keep=1.0)
     m = toy_measurement(coils=1).replace(noise_std=np.zeros(4, np.float32))

@@ -178,6 +178,18 @@ def test_mean_of_the_solver_is_the_affine_recursion(toy, noise_std, schedule, st
     np.testing.assert_allclose(x, expected, atol=2e-4)
 
 
+@pytest.mark.parametrize(("toy", "noise_std"), [(boxes_toy, 0.0), (coils_toy, 0.1)])
+def test_plug_and_play_is_the_mean_of_renoised_samples(toy, noise_std):
+    """For an affine denoiser: one run without noise is the mean of infinitely many with eta 1, for num_samples 1."""
+    toy, measurement = whole(toy()), acquire(toy(), noise_std)
+    config = posterior_config(toy, num_levels=12, step="plug_and_play")
+    config.eval.num_samples = 3
+    x = solve(toy, measurement, config, LOUD, {})
+    expected = predict(toy, measurement, posterior_config(toy, num_levels=12, step="renoise"), HYPER)[0]
+    assert x.shape[0] == 1
+    np.testing.assert_allclose(x[0], expected @ measurement.y.ravel(), atol=2e-4)
+
+
 @pytest.mark.parametrize(("toy", "step"), [(boxes_toy, "renoise"), (coils_toy, "ddim")])
 def test_samples_have_the_mean_and_the_covariance_of_the_recursion(toy, step):
     toy, number = whole(toy()), 4096

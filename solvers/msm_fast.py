@@ -1,0 +1,24 @@
+"""One estimate in few network calls: the msm solver without noise, from a warm start.
+
+A plug-and-play iteration (Venkatakrishnan et al. 2013; with a falling noise level as in DPIR, Zhang et al. 2021, arXiv
+2008.13751): denoise the whole measurement, move to the posterior mean with regard to the data, and go on from there
+
+    zhat <- T (x0 + (H^H H + mu I)^-1 H^H (y - H x0)),   x0 = T^H D_sigma(u),   u <- zhat
+
+It has no posterior spread. What each part is worth: docs/results.md, written by benchmarks/quality_vs_nfe.py.
+"""
+
+from solvers.msm import get_msm_solver
+from solvers.registry import SOLVERS, Solver
+
+# What `config.msm_fast` does not say: one call of the whole measurement per level.
+PRESET = {"step": "plug_and_play", "order": 1, "w": 1, "mask_keep": 1.0, "reinject": False}
+
+
+@SOLVERS.register("msm_fast")
+def get_msm_fast_solver(config, experiment) -> Solver:
+    """The msm solver with `PRESET` and the settings of `config.msm_fast` in place of those of `config.solver`."""
+    config = config.copy_and_resolve_references()
+    config.solver.update(PRESET)
+    config.solver.update(config.msm_fast)
+    return get_msm_solver(config, experiment)
