@@ -5,6 +5,7 @@ import functools
 import os
 import re
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -138,6 +139,31 @@ def _broken_config(error: BaseException, given: str) -> str:
     lines = [step.lineno for step in traceback.extract_tb(error.__traceback__) if Path(step.filename) == path]
     where, what = f", line {lines[-1]}" if lines else "", " ".join(str(error).split())
     return f"--config {name}{where}: {type(error).__name__}: {what} (--debug shows the traceback)"
+
+
+def use_cache(folder: str) -> None:
+    """Makes JAX keep compiled programs in `folder`, made if missing, unless it is empty.
+
+    A folder that cannot be written costs time and no result: the program goes on without, and says so.
+    """
+    import jax
+
+    if not folder:
+        return
+    folder = os.path.expanduser(folder)
+    try:
+        if "://" not in folder:  # a bucket is JAX's own business
+            os.makedirs(folder, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+    except OSError as error:
+        print(
+            f"warning: --cache {folder} cannot be written ({error.strerror}): going on without, every start compiles "
+            "anew; name another folder, or none with --cache=",
+            file=sys.stderr,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def tell(problem: object) -> None:
