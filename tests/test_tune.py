@@ -222,16 +222,18 @@ def test_a_damaged_study_is_one_line(tmp_path):
     assert "study.db is damaged" in message and "delete it" in message
 
 
+def untrained(experiment, folder):
+    """Stands for `run_lib.load_params`."""
+    del folder
+    params = run_lib.sharding.replicate(init_params(experiment.model, 0, experiment.image_shape), experiment.mesh)
+    return params, {"checkpoint": "this workdir", "training step": 7}
+
+
 def test_msm_is_tuned_with_one_compilation(tiny_store, tmp_path, monkeypatch):
     config = small_config(tiny_store)
     config.tune.trials, config.solver.num_levels = 3, 2
 
-    def load(experiment, folder):
-        return run_lib.sharding.replicate(
-            init_params(experiment.model, 0, experiment.image_shape), experiment.mesh
-        ), ORIGIN
-
-    monkeypatch.setattr(run_lib, "load_params", load)
+    monkeypatch.setattr(run_lib, "load_params", untrained)
     monkeypatch.setattr(run_lib.checkpoints, "kept_steps", lambda _: [7])
     solvers, traces = run_lib.get_solver, []
 
@@ -253,12 +255,7 @@ def test_temperature_is_found_without_solving_twice(tiny_store, tmp_path, monkey
     config.tune.update(objective="crps", trials=4, num_samples=3)
     config.solver.num_levels = 2
 
-    def load(experiment, folder):
-        return run_lib.sharding.replicate(
-            init_params(experiment.model, 0, experiment.image_shape), experiment.mesh
-        ), ORIGIN
-
-    monkeypatch.setattr(run_lib, "load_params", load)
+    monkeypatch.setattr(run_lib, "load_params", untrained)
     monkeypatch.setattr(run_lib.checkpoints, "kept_steps", lambda _: [7])
     local_rows, solved = run_lib.sharding.local_rows, []
     monkeypatch.setattr(run_lib.sharding, "local_rows", lambda *a, **k: solved.append(1) or local_rows(*a, **k))

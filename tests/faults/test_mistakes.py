@@ -1,16 +1,19 @@
 """What users get wrong: told before anything is compiled or written. The texts themselves: test_messages.py."""
 
 import shutil
+from pathlib import Path
 
 import jax
 import pytest
 
 import run_lib
-from infra import config_check
+from infra import command_line, config_check
 from infra.checkpoints import export_params
 from infra.workdir import open_workdir
 from models.init import init_params
+from tests import tiny_model
 from tests.checks import hashes, message_of
+from tests.processes import Process
 from tests.small_runs import small_config
 
 
@@ -95,3 +98,31 @@ def test_checkpoint_folder_that_does_not_exist(config, tmp_path, workdir):
     config.eval.checkpoint = str(tmp_path / "none")
     assert f"the folder {tmp_path / 'none'} does not exist" in message_of(run_lib.evaluate, config, str(workdir))
     assert not workdir.exists()
+
+
+def test_a_cache_that_cannot_be_written_is_told_and_left_out(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("x")
+    changes = []
+    monkeypatch.setattr("jax.config.update", lambda *change: changes.append(change))
+    for folder, why in (("/proc/none/cache", "No such file or directory"), (str(tmp_path / "file"), "File exists")):
+        command_line.use_cache(folder)
+        [line] = capsys.readouterr().err.splitlines()
+        assert line == (
+            f"warning: --cache {folder} cannot be written ({why}): going on without, every start compiles anew; name "
+            "another folder, or none with --cache="
+        )
+    command_line.use_cache("")
+    assert not changes
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command_line.use_cache("~/made/here")
+    assert changes == [("jax_compilation_cache_dir", str(tmp_path / "made" / "here"))]
+    assert capsys.readouterr().err == "" and list((tmp_path / "made").iterdir()) == [tmp_path / "made" / "here"]
+
+
+def test_a_run_with_such_a_cache_ends_well(tiny_store, tmp_path):
+    """Its only warning is the first line."""
+    settings = {"eval__solvers": "('zero_filled',)", "eval__max_examples": 1, "eval__batch_size": 1}
+    arguments = tiny_model.command_line(tmp_path / "run", tiny_store, Path("/proc/none"), "eval", **settings)
+    told = Process("main.py", arguments, tmp_path, tiny_model.register).finish()
+    assert told.startswith("warning: --cache /proc/none cannot be written (") and told.count("arning") == 1
+    assert (tmp_path / "run" / "eval" / "report.html").exists()
