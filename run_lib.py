@@ -219,7 +219,7 @@ def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, An
         experiment = dataclasses.replace(experiment, operator=task.operator)
         solvers = {name: get_solver(config, experiment, name) for name in settings.solvers}
         network = any(solver.nfe for solver in solvers.values())
-        _check_folders(config, folder, "eval", network)
+        check_folders(config, folder, "eval", network)
         solvers = tuned.apply(settings.tuned, solvers) if settings.tuned else solvers
         measures, absent = get_metrics(config)
         batches = list(datasets.eval_batches(config, settings.split, settings.batch_size, settings.max_examples))
@@ -251,7 +251,7 @@ def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, An
         return reconstruction.write_report(config, run, done, solvers, task, info, origin, command, measures, absent)
 
 
-def _check_folders(config: ConfigDict, folder: str, mode: str, network: bool = True) -> None:
+def check_folders(config: ConfigDict, folder: str, mode: str, network: bool = True) -> None:
     """Raises UserError if the workdir cannot be used or holds no checkpoint: known before data are read."""
     workdir.check_workdir(folder, config, mode)
     if network:
@@ -286,7 +286,7 @@ def sample(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]
     """
     with processes.together():
         acquisitions = datasets.open_acquisitions(config, "train")
-        _check_folders(config, folder, "sample")
+        check_folders(config, folder, "sample")
         judge = generation.get_judge(config)
         experiment = build(config)
     params, origin = load_params(experiment, folder)
@@ -326,7 +326,7 @@ def tune(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]:
                 f"tune.solver is {settings.solver!r}: it declares no hyper-parameter to search by tune.objective "
                 f"{settings.objective!r}; choose another"
             )
-        _check_folders(given, folder, "tune", solver.nfe > 0)
+        check_folders(given, folder, "tune", solver.nfe > 0)
         read = datasets.eval_batches if objective.needs_references else datasets.measurement_batches
         batches = [objective.judge(b) for b in read(config, settings.split, settings.batch_size, settings.max_examples)]
     batches = study.count_together(batches)

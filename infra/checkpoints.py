@@ -328,7 +328,11 @@ def kept_steps(workdir: str | os.PathLike) -> list[int]:
     root = Path(workdir).expanduser().resolve()
     folder = root / KEPT
     if not root.is_dir():
-        raise UserError(f"no checkpoint: the folder {root} does not exist; {_TRAIN}")
+        what = f"{root} is a file, no folder" if root.exists() else f"the folder {root} does not exist"
+        raise UserError(f"no checkpoint: {what}; {_TRAIN}")
+    inside = next((path for path in (root, root.parent) if path.name == KEPT and any(path.glob("[0-9]*"))), None)
+    if inside and not folder.exists():
+        raise UserError(f"no checkpoint: {root} is a part of the workdir {inside.parent}; name that")
     steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal() and p.is_dir())
     if not steps and (lost := seals.find_lost(root, {KEPT: ()})):
         raise UserError(f"no checkpoint: {lost} and all before it are gone; restore them from a backup, or train on")

@@ -125,6 +125,8 @@ def _unknown_settings(argv: Iterable[str]) -> list[str]:
 def _broken_config(error: BaseException, given: str) -> str:
     """What is wrong with the file that --config names."""
     name, _, variant = given.partition(":")
+    if not name:
+        return "--config is empty: give an experiment's file, e.g. configs/brain64_msm.py"
     path = Path(name)
     if not path.is_file():
         known = [candidate.as_posix() for candidate in Path(os.path.dirname(name) or ".").glob("*.py")]

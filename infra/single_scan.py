@@ -57,6 +57,7 @@ def reconstruct(config: ConfigDict, raw: RawVolume, options: Options, name: str,
     config.task.name = "acquired"
     config_check.check(config)
     measures, absent = get_metrics(config)
+    run_lib.check_folders(config, folder, "reconstruct")
     scan = prepare_scan(raw, options)
     experiment = run_lib.build(config)
     task = get_task(config, experiment.transform)

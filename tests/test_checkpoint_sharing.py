@@ -155,7 +155,7 @@ def test_averaged_parameters_alone_are_loaded(tmp_path):
         (lambda folder: folder.mkdir(), "has no folder checkpoints/"),
         (lambda folder: (folder / "checkpoints").mkdir(parents=True), "checkpoints is empty"),
         (lambda folder: (folder / "checkpoints" / "8.orbax-checkpoint-tmp" / "state").mkdir(parents=True), "is empty"),
-        (lambda folder: folder.write_text("a file"), "does not exist"),
+        (lambda folder: folder.write_text("a file"), "run is a file, no folder; train"),
     ],
 )
 def test_a_folder_without_checkpoints_is_told(tmp_path, make, told):

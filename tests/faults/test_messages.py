@@ -145,6 +145,19 @@ COMMANDS = {
         "no checkpoint: {at}/empty has no folder checkpoints/; train first (--mode=train), or name the "
         "workdir of a training run",
     ),
+    "ckpt part": (
+        "main TOY RUN --mode=eval --config.eval.checkpoint={at}/net/checkpoints/7",
+        "no checkpoint: {at}/net/checkpoints/7 is a part of the workdir {at}/net; name that",
+    ),
+    "mri format": (
+        "prepare_mri --in={at} --out={at}/s --format=fastMRI",
+        "unknown raw-data format 'fastMRI'; did you mean 'fastmri'? (known: array, bart, fastmri, "
+        "images_maps, ismrmrd)",
+    ),
+    "config=": (
+        "main --config= RUN",
+        "--config is empty: give an experiment's file, e.g. configs/brain64_msm.py",
+    ),
     "ckpt shape": (
         "main TOY RUN --mode=eval --config.eval.checkpoint={at}/net --config.model.num_channels=16",
         "checkpoint {at}/net/checkpoints/7 does not fit the config: ema_params/input_blocks_0_0/bias is (8,) "

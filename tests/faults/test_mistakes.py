@@ -9,6 +9,7 @@ import pytest
 import run_lib
 from infra import command_line, config_check
 from infra.checkpoints import export_params
+from infra.extractor import load_features
 from infra.workdir import open_workdir
 from models.init import init_params
 from tests import tiny_model
@@ -98,6 +99,38 @@ def test_checkpoint_folder_that_does_not_exist(config, tmp_path, workdir):
     config.eval.checkpoint = str(tmp_path / "none")
     assert f"the folder {tmp_path / 'none'} does not exist" in message_of(run_lib.evaluate, config, str(workdir))
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("eval", run_lib.evaluate),
+        ("tune", run_lib.tune),
+        ("train.log/x", run_lib.train),
+        ("metrics.jsonl/x", run_lib.train),
+    ],
+)
+def test_what_stands_in_the_way_of_results(config, workdir, name, mode):
+    """A file where the run wants a folder, or a folder where it wants a file."""
+    config.eval.solvers, config.tune.solver = ("zero_filled",), "cg_sense"
+    (workdir / name).parent.mkdir(parents=True)
+    (workdir / name).write_text("the user's")
+    message = message_of(mode, config, str(workdir))
+    assert message.startswith(f"cannot write {workdir / name.split('/')[0]}")
+    assert "move away what stands in its place" in message
+    assert (workdir / name).read_text() == "the user's"
+
+
+def test_config_json_that_cannot_be_opened(config, workdir):
+    (workdir / "config.json").mkdir(parents=True)
+    message = message_of(run_lib.train, config, str(workdir))
+    assert message.startswith(f"{workdir}/config.json cannot be read (Is a directory)")
+
+
+def test_features_of_another_kind_of_file(tmp_path):
+    (tmp_path / "features.txt").write_text("1 2 3")
+    message = message_of(load_features, str(tmp_path / "features.txt"), "sampling.reference_features")
+    assert "it must be an .npz" in message and "unsafe" not in message and "pickle" not in message
 
 
 def test_a_cache_that_cannot_be_written_is_told_and_left_out(tmp_path, monkeypatch, capsys):
