@@ -65,8 +65,8 @@ def _mistake(error: BaseException, argv: list[str]) -> str:
     text = str(error)
     if _MISSING in text:
         return "\n".join(f"--{name} is missing: {_described(FLAGS[name].help)}" for name in _missing())
-    if (wrong := re.match(r"flag --([\w.]+)=", text)) and wrong[1] != "config":
-        return _wrong_value(wrong[1], _value(argv, wrong[1]))
+    if (wrong := re.match(r"flag --([\w.]+)=(.*?): ", text, re.DOTALL)) and wrong[1] != "config":
+        return _wrong_value(*wrong.groups())
     if valueless := re.match(r"Missing value for flag --([\w.]+)", text):
         return f"--{valueless[1]} has no value: write --{valueless[1]}=VALUE"
     return "\n".join(_unknown_settings(argv)) or _broken_config(causes[-1], _value(argv, "config"))

@@ -59,9 +59,10 @@ class Workdir:
                 f"cannot write to the workdir {self.root} ({error.strerror}): make room or mend the permissions, then "
                 "start the same command again; it goes on from what is complete"
             ) from error
-        if isinstance(error, IN_THE_WAY) and error.filename and self.root in Path(error.filename).parents:
+        place = (error.filename2 or error.filename) if isinstance(error, IN_THE_WAY) else None
+        if isinstance(error, OSError) and place and self.root in Path(place).parents:
             raise UserError(
-                f"cannot write {error.filename} ({error.strerror}): move away what stands in its place, or choose "
+                f"cannot write {place} ({error.strerror}): move away what stands in its place, or choose "
                 "another --workdir"
             ) from error
 
@@ -106,8 +107,8 @@ def open_workdir(
     opened = Workdir(root, mode, lock)
     try:
         _record(opened, config, before, now, data)
-    except BaseException:
-        opened.close()
+    except BaseException as error:
+        opened.__exit__(type(error), error, error.__traceback__)
         raise
     return opened
 

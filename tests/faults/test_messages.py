@@ -44,6 +44,10 @@ COMMANDS = {
         "main SMOKE RUN --mode=evaluate",
         "--mode is 'evaluate': it must be one of train, eval, tune, sample; did you mean 'eval'?",
     ),
+    "mode twice": (
+        "main SMOKE RUN --mode=eval --mode=smaple",
+        "--mode is 'smaple': it must be one of train, eval, tune, sample; did you mean 'sample'?",
+    ),
     "setting typo": (
         "main SMOKE RUN --config.training.batchsize=8",
         "training.batchsize is not a setting of configs/default.py; did you mean 'training.batch_size'?",

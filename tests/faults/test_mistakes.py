@@ -7,15 +7,18 @@ import jax
 import pytest
 
 import run_lib
+from builders.scan_files import read_patterns
 from infra import command_line, config_check
 from infra.checkpoints import export_params
 from infra.extractor import load_features
+from infra.image_files import check_formats
 from infra.workdir import open_workdir
 from models.init import init_params
 from tests import tiny_model
 from tests.checks import hashes, message_of
 from tests.processes import Process
 from tests.small_runs import small_config
+from tools.compare_runs import read_rows
 
 
 @pytest.fixture
@@ -119,6 +122,31 @@ def test_what_stands_in_the_way_of_results(config, workdir, name, mode):
     assert message.startswith(f"cannot write {workdir / name.split('/')[0]}")
     assert "move away what stands in its place" in message
     assert (workdir / name).read_text() == "the user's"
+
+
+def test_manifest_whose_place_is_taken(config, workdir):
+    (workdir / "manifest.json").mkdir(parents=True)
+    message = message_of(open_workdir, workdir, config, "train")
+    assert message.startswith(f"cannot write {workdir}/manifest.json (Is a directory): move away")
+    (workdir / "manifest.json").rmdir()
+    open_workdir(workdir, config, "train").close()  # the lock was given back
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe", b"example_id,solver,psnr\n1,msm,x\n", b"example_id,solver,psnr\n1,msm,1,2\n"]
+)
+def test_metrics_csv_that_is_damaged(tmp_path, content):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    assert str(tmp_path / "metrics.csv") in message_of(read_rows, tmp_path, "msm")
+
+
+def test_patterns_that_are_no_text(tmp_path):
+    (tmp_path / "list").write_bytes(b"\xff\xfe")
+    assert f"{tmp_path / 'list'} cannot be read (" in message_of(read_patterns, str(tmp_path / "list"))
+
+
+def test_no_format_for_images():
+    assert "nothing would be written (known: npz, png, nifti, dicom)" in message_of(check_formats, [])
 
 
 def test_config_json_that_cannot_be_opened(config, workdir):
