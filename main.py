@@ -28,8 +28,6 @@ flags.DEFINE_bool("debug", False, "Show the traceback of a mistake instead of on
 
 def run() -> None:
     gc.disable()  # modules are no garbage: looking for some while they load takes a seventh of the start
-    import jax
-
     from infra import processes
 
     processes.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.join_timeout)
@@ -37,8 +35,7 @@ def run() -> None:
     from infra import config_check
 
     gc.enable()
-    if FLAGS.cache:
-        jax.config.update("jax_compilation_cache_dir", FLAGS.cache)
+    command_line.use_cache(FLAGS.cache)
     with processes.together():
         config_check.check(FLAGS.config, FLAGS.mode)
     command = " ".join(["python", *sys.argv])

@@ -219,15 +219,15 @@ def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, An
         experiment = dataclasses.replace(experiment, operator=task.operator)
         solvers = {name: get_solver(config, experiment, name) for name in settings.solvers}
         network = any(solver.nfe for solver in solvers.values())
-        _check_folders(config, folder, "eval", network)
+        check_folders(config, folder, "eval", network)
         solvers = tuned.apply(settings.tuned, solvers) if settings.tuned else solvers
         measures, absent = get_metrics(config)
         batches = list(datasets.eval_batches(config, settings.split, settings.batch_size, settings.max_examples))
-    params, step = _load_params(experiment, folder) if network else (None, None)
+    params, origin = load_params(experiment, folder) if network else (None, {})
     with processes.together():
         opened = workdir.open_workdir(folder, config, "eval")
     with opened as run:
-        writers.setup_logging(run.root, "eval")
+        setup_logging(run, origin)
         runners = {name: sharding.data_parallel_solve(s.solve, experiment.mesh) for name, s in solvers.items()}
         done, compiled = [], {}
         stamp = reconstruction.stamp_of(config, solvers, params, info)
@@ -248,21 +248,34 @@ def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, An
             return {}
         drop_unfinished(run.path(settings.folder))
         rounds.drop_beyond(run.path(settings.folder), len(batches))
-        return reconstruction.write_report(config, run, done, solvers, task, info, step, command, measures, absent)
+        return reconstruction.write_report(config, run, done, solvers, task, info, origin, command, measures, absent)
 
 
-def _check_folders(config: ConfigDict, folder: str, mode: str, network: bool = True) -> None:
+def check_folders(config: ConfigDict, folder: str, mode: str, network: bool = True) -> None:
     """Raises UserError if the workdir cannot be used or holds no checkpoint: known before data are read."""
     workdir.check_workdir(folder, config, mode)
     if network:
         checkpoints.kept_steps(config.eval.checkpoint or folder)
 
 
-def _load_params(experiment: Experiment, folder: str):
-    """EMA parameters of the workdir, or of the folder that `eval.checkpoint` names, and their step."""
-    source = experiment.config.eval.checkpoint or folder
-    workdir.check_checkpoint_config(source, experiment.config)
-    return checkpoints.load_ema_params(source, experiment.template_params())
+def load_params(experiment: Experiment, folder: str) -> tuple[Any, dict[str, Any]]:
+    """EMA parameters of the workdir, or of the folder that `eval.checkpoint` names, and what a report says of them.
+
+    The latter: 'checkpoint', 'training step', and 'checkpoint warning' if that is not the newest that there was.
+    """
+    named = experiment.config.eval.checkpoint
+    workdir.check_checkpoint_config(named or folder, experiment.config)
+    told: list[str] = []
+    params, step = checkpoints.load_ema_params(named or folder, experiment.template_params(), warn=told.append)
+    warning = {"checkpoint warning": told[0]} if told else {}
+    return params, {"checkpoint": named or "this workdir", "training step": step, **warning}
+
+
+def setup_logging(run: workdir.Workdir, origin: dict[str, Any]) -> None:
+    """Opens the log of the run's mode, which begins with the warning of `load_params`, if there is one."""
+    writers.setup_logging(run.root, run.mode)
+    if "checkpoint warning" in origin:
+        logging.warning("%s", origin["checkpoint warning"])
 
 
 def sample(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]:
@@ -273,19 +286,19 @@ def sample(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]
     """
     with processes.together():
         acquisitions = datasets.open_acquisitions(config, "train")
-        _check_folders(config, folder, "sample")
+        check_folders(config, folder, "sample")
         judge = generation.get_judge(config)
         experiment = build(config)
-    params, step = _load_params(experiment, folder)
+    params, origin = load_params(experiment, folder)
     with processes.together():
         opened = workdir.open_workdir(folder, config, "sample")
     with opened as run:
-        writers.setup_logging(run.root, "sample")
+        setup_logging(run, origin)
         where = run.path(f"samples/{config.sampling.folder}")
         if jax.process_index() == 0:
             drop_unfinished(where)
         planned = generation.draw(experiment, params, acquisitions, where)
-        return generation.report(experiment, acquisitions, judge, planned, where, step, command)
+        return generation.report(experiment, acquisitions, judge, planned, where, origin, command)
 
 
 def tune(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]:
@@ -313,17 +326,17 @@ def tune(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]:
                 f"tune.solver is {settings.solver!r}: it declares no hyper-parameter to search by tune.objective "
                 f"{settings.objective!r}; choose another"
             )
-        _check_folders(given, folder, "tune", solver.nfe > 0)
+        check_folders(given, folder, "tune", solver.nfe > 0)
         read = datasets.eval_batches if objective.needs_references else datasets.measurement_batches
         batches = [objective.judge(b) for b in read(config, settings.split, settings.batch_size, settings.max_examples)]
     batches = study.count_together(batches)
-    params, step = _load_params(experiment, folder) if solver.nfe else (None, 0)
+    params, origin = load_params(experiment, folder) if solver.nfe else (None, {})
     with processes.together():
         if not any(batch.counts.any() for batch in batches):
             raise UserError(f"{config.data.dir}, {settings.split!r} has nothing to hide: choose another tune.split")
         opened = workdir.open_workdir(folder, given, "tune")
     with opened as run:
-        writers.setup_logging(run.root, "tune")
+        setup_logging(run, origin)
         solve = study.get_solve_fn(experiment, solver, params, batches)
 
         def evaluate_trial(hyper):
@@ -338,5 +351,5 @@ def tune(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]:
         drop_unfinished(where)
         with study.Study(where / "study.db", name, search, solver.hyper, config.seed, objective.minimise) as trials:
             study.run(trials, list(search), evaluate_trial, settings.trials)
-            facts = {"checkpoint": config.eval.checkpoint or "this workdir", "training step": step, "command": command}
-            return study.write(experiment, solver, objective, batches, trials.trials, solve, where, **facts)
+            facts = {**origin, "command": command}
+            return study.write(experiment, solver, objective, batches, trials.trials, solve, where, facts)

@@ -135,5 +135,8 @@ def divide(subjects: Mapping[str, str], patterns: Mapping[str, Sequence[str]]) -
 def read_patterns(text: str) -> list[str]:
     """Patterns from a flag: comma-separated, or one a line in the file that it names."""
     path = Path(text)
-    lines = path.read_text().splitlines() if path.is_file() else text.split(",")
+    try:
+        lines = path.read_text().splitlines() if path.is_file() else text.split(",")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): give a text file of patterns, one a line") from error
     return [line.strip() for line in lines if line.strip()]

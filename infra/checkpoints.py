@@ -2,15 +2,15 @@
 
 A checkpoint is a folder `<step>` with `state/` (TrainState), `data/` (position in the data) and `meta/` (JSON). It has
 its name only once it is complete: a run killed while writing one leaves the previous one as the newest. Once complete
-it is sealed with the checksums of its files: Orbax itself restores a flipped bit without a word.
+it is sealed with the checksums of its files, since Orbax itself restores a flipped bit without a word, and recorded,
+since a deleted folder leaves no trace.
 """
 
 import contextlib
 import json
 import logging
 import os
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from infra.atomic import atomic_write_json
+from infra import seals
 from infra.errors import UserError
 
 KEPT = "checkpoints"
 ROLLING = "checkpoints-meta"
 ROLLING_COPIES = 2
-SEAL = "meta/checksums.json"
 _TRAIN = "train first (--mode=train), or name the workdir of a training run"
 
 Shape = tuple[int, ...]
@@ -106,7 +104,9 @@ class Checkpoints:
         self._unsealed.append(self._root / tier / str(step))
 
     def restore_latest(self, template_state: Any, data_iterator: Any) -> tuple[Any, dict[str, Any]] | None:
-        """Restores the newest checkpoint that can be read; a damaged newer one is set aside with a warning.
+        """Restores the newest checkpoint that can be read; a newer one that is damaged or gone is told in a warning.
+
+        What is damaged is set aside under another name.
 
         Args:
           template_state: pytree of the state's structure; leaves are arrays or jax.ShapeDtypeStruct, whose shardings
@@ -117,29 +117,33 @@ class Checkpoints:
           (state, meta), or None if there is no checkpoint yet.
 
         Raises:
-          UserError: the newest does not fit `template_state`, or all are damaged.
+          UserError: the newest does not fit `template_state`, or all are damaged or gone.
         """
-        found = sorted(
-            ((step, tier == KEPT, tier) for tier, manager in self._managers.items() for step in manager.all_steps()),
-            reverse=True,
-        )
-        damaged: list[Path] = []
+        present = self._present()
+        found = sorted(((step, tier == KEPT, tier) for tier in present for step in present[tier]), reverse=True)
+        lost = seals.find_lost(self._root, present)
+        if lost and not found:
+            raise UserError(
+                f"checkpoint {lost} and all before it are gone: restore them from a backup, or start anew in another "
+                f"--workdir (here, if you delete {self._root / seals.RECORD})"
+            )
+        problems, damaged = [f"checkpoint {lost} is gone"] if lost else [], []
         for step, _, tier in found:
             folder = self._root / tier / str(step)
             try:
                 restored = self._restore(folder, template_state, data_iterator)
             except _Damaged as damage:
-                logging.warning("checkpoint %s is damaged (%s)", folder, damage)
+                problems.append(f"checkpoint {folder} is damaged ({damage})")
                 damaged.append(folder)
                 continue
-            self._set_aside(damaged)
-            if damaged:
-                logging.warning("resuming from %s instead", folder)
+            if problems:
+                logging.warning("%s: resuming from %s instead", "; ".join(problems), folder)
+                self._forget(damaged)
             return restored
         if damaged:
             raise UserError(
-                f"none of the {len(damaged)} checkpoints in {self._root} can be read: restore them from a backup, or "
-                "start anew in another --workdir"
+                f"none of the {len(damaged)} checkpoints in {self._root} can be read ({problems[-1]}): restore them "
+                "from a backup, or start anew in another --workdir"
             )
         return None
 
@@ -149,7 +153,7 @@ class Checkpoints:
             for manager in self._managers.values():
                 manager.wait_until_finished()
             while self._unsealed:
-                _seal(self._unsealed.pop())
+                self._seal(self._unsealed.pop())
 
     def close(self) -> None:
         """Finishes what is being written, and ends the background threads. Raises UserError if writing failed."""
@@ -171,19 +175,30 @@ class Checkpoints:
             _restore_position(folder / "data", data_iterator)
         return restored.state, restored.meta
 
-    def _set_aside(self, folders: list[Path]) -> None:
-        """Renames damaged checkpoints, so that their steps can be written again and nothing is destroyed."""
-        if not folders:
-            return
+    def _present(self) -> dict[str, list[int]]:
+        """Steps of the checkpoints of each tier."""
+        return {tier: list(manager.all_steps()) for tier, manager in self._managers.items()}
+
+    def _seal(self, folder: Path) -> None:
+        """Seals and records a checkpoint that is complete."""
+        seals.seal(folder)
+        seals.note_newest(self._root, {**seals.read_newest(self._root), folder.parent.name: int(folder.name)})
+
+    def _forget(self, damaged: list[Path]) -> None:
+        """Renames damaged checkpoints, so that their steps can be written again and nothing is destroyed.
+
+        The record then speaks of those that are left.
+        """
         if jax.process_index() == 0:
-            for folder in folders:
+            for folder in damaged:
                 number = len(list(folder.parent.glob(f"damaged-{folder.name}-*")))
                 aside = folder.with_name(f"damaged-{folder.name}-{number}")
                 folder.rename(aside)
                 logging.warning("set aside as %s", aside)
-        ocp.multihost.sync_global_processes("checkpoints:set_aside")
+        ocp.multihost.sync_global_processes("checkpoints:forget")
         for manager in self._managers.values():
             manager.reload()
+        seals.note_newest(self._root, {tier: max(steps) for tier, steps in self._present().items() if steps})
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:
@@ -193,47 +208,66 @@ class Checkpoints:
             raise
         except (OSError, ValueError) as error:
             raise UserError(
-                f"could not write a checkpoint under {self._root} ({_one_line(error)}): make room or mend the "
+                f"could not write a checkpoint under {self._root} ({seals.one_line(error)}): make room or mend the "
                 "permissions, then start the same command again; it resumes from the last complete checkpoint"
             ) from error
 
 
-def load_ema_params(folder: str | os.PathLike, template_params: Any, step: int | None = None) -> tuple[Any, int]:
+def load_ema_params(
+    folder: str | os.PathLike,
+    template_params: Any,
+    step: int | None = None,
+    warn: Callable[[str], None] = logging.warning,
+) -> tuple[Any, int]:
     """Restores only the averaged parameters, as evaluation and sampling want them.
 
     Args:
       folder: workdir of a run, or a folder made by `export_params`; its `checkpoints/` is read and never written.
       template_params: pytree of the parameters' structure; leaves are arrays or jax.ShapeDtypeStruct, whose shardings
         the restored arrays take (leaves without one come back as numpy arrays).
-      step: which checkpoint; None: the newest.
+      step: which checkpoint; None: the newest that can be read.
+      warn: is told in one line where that is not the newest that there was.
 
     Returns:
       (params, step).
 
     Raises:
-      UserError: there is no such checkpoint, it is damaged, or its parameters have other names or shapes.
+      UserError: there is no such checkpoint, it or all are damaged, or its parameters have other names or shapes.
     """
     root = Path(folder).expanduser().resolve()
     steps = kept_steps(root)
-    if step is None:
-        step = steps[-1]
-    elif step not in steps:
+    if step is not None and step not in steps:
         raise UserError(f"no checkpoint of step {step} in {root / KEPT}: take one of {', '.join(map(str, steps))}")
-    folder = root / KEPT / str(step)
+    lost = seals.find_lost(root, {KEPT: steps}) if step is None else None
+    problems = [f"checkpoint {lost} is gone"] if lost else []
+    for tried in reversed(steps) if step is None else [step]:
+        path = root / KEPT / str(tried)
+        try:
+            params = _restore_ema(path, template_params)
+        except _Damaged as damage:
+            problems.append(f"checkpoint {path} is damaged ({damage})")
+            continue
+        if problems:
+            warn(f"{'; '.join(problems)}: using {path} instead")
+        return params, tried
+    others = [s for s in steps if s != step] if step is not None else []
+    if others:
+        raise UserError(f"{problems[-1]}: take another step (there are: {', '.join(map(str, others))})")
+    if len(steps) == 1:
+        raise UserError(f"{problems[-1]}: restore it from a backup")
+    raise UserError(
+        f"none of the {len(steps)} checkpoints in {root / KEPT} can be read ({problems[-1]}): restore them from a "
+        "backup"
+    )
+
+
+def _restore_ema(folder: Path, template_params: Any) -> Any:
+    """The averaged parameters of one checkpoint. Raises _Damaged, or UserError where they do not fit."""
     template = {"ema_params": template_params}
-    try:
-        with _reading(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            _check_fit(folder / "state", template, partial=True)
-            args = ocp.args.PyTreeRestore(template, restore_args=_restore_args(template), partial_restore=True)
-            return checkpointer.restore(folder / "state", args=args)["ema_params"], step
-    except _Damaged as damage:
-        others = [s for s in steps if s != step]
-        mend = (
-            f"move it away to use another step (there are: {', '.join(map(str, others))})"
-            if others
-            else "restore it from a backup"
-        )
-        raise UserError(f"checkpoint {folder} is damaged ({damage}): {mend}") from damage
+    with _reading(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        _check_fit(folder / "state", template, partial=True)
+        args = ocp.args.PyTreeRestore(template, restore_args=_restore_args(template), partial_restore=True)
+        return checkpointer.restore(folder / "state", args=args)["ema_params"]
 
 
 def export_params(folder: str | os.PathLike, params: Any, step: int, meta: Mapping[str, Any]) -> Path:
@@ -258,21 +292,21 @@ def export_params(folder: str | os.PathLike, params: Any, step: int, meta: Mappi
     if jax.process_index() == 0:
         for marker in target.rglob("commit_success.txt"):  # Orbax writes the absolute path into it
             marker.write_text("complete\n")
-    _seal(target)
+    seals.seal(target)
     return target
 
 
 @contextlib.contextmanager
 def _reading(folder: Path) -> Iterator[None]:
     """Looks for damage before the block reads `folder`; turns whatever its files make Orbax raise into _Damaged."""
-    if damage := _find_damage(folder):
+    if damage := seals.find_damage(folder):
         raise _Damaged(damage)
     try:
         yield
     except (UserError, _Damaged):
         raise
     except Exception as error:
-        raise _Damaged(_one_line(error)) from error
+        raise _Damaged(seals.one_line(error)) from error
 
 
 def _manager(folder: Path, policy: Any) -> ocp.CheckpointManager:
@@ -286,44 +320,24 @@ def _manager(folder: Path, policy: Any) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(folder, options=options)
 
 
-def _checksums(folder: Path) -> dict[str, int]:
-    """Returns {"state/_METADATA": crc32, ...} of every file in a checkpoint."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SEAL)
-    return {path.relative_to(folder).as_posix(): zlib.crc32(path.read_bytes()) for path in files}
-
-
-def _seal(folder: Path) -> None:
-    """Stores the checksums of a complete checkpoint beside its files."""
-    if jax.process_index() == 0 and folder.is_dir():  # a rolling one may have been deleted meanwhile
-        atomic_write_json(folder / SEAL, _checksums(folder))
-
-
-def _find_damage(folder: Path) -> str:
-    """Returns which file of a sealed checkpoint is missing or changed, or ''; process 0 decides for all."""
-    damage = ""
-    if jax.process_index() == 0 and (folder / SEAL).exists():  # none: killed between completion and sealing
-        try:
-            sealed, now = json.loads((folder / SEAL).read_text()), _checksums(folder)
-            damage = next((f"{name} is missing or changed" for name in sealed if sealed[name] != now.get(name)), "")
-        except (OSError, ValueError, AttributeError) as error:
-            damage = f"{SEAL}: {_one_line(error)}"
-    if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(bool(damage))):
-        damage = damage or "process 0 found it so"
-    return damage
-
-
 def kept_steps(workdir: str | os.PathLike) -> list[int]:
-    """Returns the steps of the complete checkpoints in `<workdir>/checkpoints`, ascending; never an empty list.
+    """Returns the steps of the checkpoints in `<workdir>/checkpoints`, ascending; never an empty list.
 
     Raises UserError if there is none.
     """
     root = Path(workdir).expanduser().resolve()
     folder = root / KEPT
     if not root.is_dir():
-        raise UserError(f"no checkpoint: the folder {root} does not exist; {_TRAIN}")
+        what = f"{root} is a file, no folder" if root.exists() else f"the folder {root} does not exist"
+        raise UserError(f"no checkpoint: {what}; {_TRAIN}")
+    inside = next((path for path in (root, root.parent) if path.name == KEPT and any(path.glob("[0-9]*"))), None)
+    if inside and not folder.exists():
+        raise UserError(f"no checkpoint: {root} is a part of the workdir {inside.parent}; name that")
+    steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal() and p.is_dir())
+    if not steps and (lost := seals.find_lost(root, {KEPT: ()})):
+        raise UserError(f"no checkpoint: {lost} and all before it are gone; restore them from a backup, or train on")
     if not folder.is_dir():
         raise UserError(f"no checkpoint: {root} has no folder {KEPT}/; {_TRAIN}")
-    steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal() and (p / "state").is_dir())
     if not steps:
         raise UserError(
             f"no checkpoint: {folder} is empty; train on (one is due every training.checkpoint_every steps)"
@@ -373,8 +387,3 @@ def _restore_args(template: Any) -> Any:
         return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
     return jax.tree.map(one, template)
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}{'...' if len(text) > 200 else ''}"

@@ -5,6 +5,7 @@ import functools
 import os
 import re
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -64,8 +65,8 @@ def _mistake(error: BaseException, argv: list[str]) -> str:
     text = str(error)
     if _MISSING in text:
         return "\n".join(f"--{name} is missing: {_described(FLAGS[name].help)}" for name in _missing())
-    if (wrong := re.match(r"flag --([\w.]+)=", text)) and wrong[1] != "config":
-        return _wrong_value(wrong[1], _value(argv, wrong[1]))
+    if (wrong := re.match(r"flag --([\w.]+)=(.*?): ", text, re.DOTALL)) and wrong[1] != "config":
+        return _wrong_value(*wrong.groups())
     if valueless := re.match(r"Missing value for flag --([\w.]+)", text):
         return f"--{valueless[1]} has no value: write --{valueless[1]}=VALUE"
     return "\n".join(_unknown_settings(argv)) or _broken_config(causes[-1], _value(argv, "config"))
@@ -124,6 +125,8 @@ def _unknown_settings(argv: Iterable[str]) -> list[str]:
 def _broken_config(error: BaseException, given: str) -> str:
     """What is wrong with the file that --config names."""
     name, _, variant = given.partition(":")
+    if not name:
+        return "--config is empty: give an experiment's file, e.g. configs/brain64_msm.py"
     path = Path(name)
     if not path.is_file():
         known = [candidate.as_posix() for candidate in Path(os.path.dirname(name) or ".").glob("*.py")]
@@ -138,6 +141,31 @@ def _broken_config(error: BaseException, given: str) -> str:
     lines = [step.lineno for step in traceback.extract_tb(error.__traceback__) if Path(step.filename) == path]
     where, what = f", line {lines[-1]}" if lines else "", " ".join(str(error).split())
     return f"--config {name}{where}: {type(error).__name__}: {what} (--debug shows the traceback)"
+
+
+def use_cache(folder: str) -> None:
+    """Makes JAX keep compiled programs in `folder`, made if missing, unless it is empty.
+
+    A folder that cannot be written costs time and no result: the program goes on without, and says so.
+    """
+    import jax
+
+    if not folder:
+        return
+    folder = os.path.expanduser(folder)
+    try:
+        if "://" not in folder:  # a bucket is JAX's own business
+            os.makedirs(folder, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+    except OSError as error:
+        print(
+            f"warning: --cache {folder} cannot be written ({error.strerror}): going on without, every start compiles "
+            "anew; name another folder, or none with --cache=",
+            file=sys.stderr,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def tell(problem: object) -> None:

@@ -5,6 +5,9 @@ import errno
 # What the system answers where a disk is full, read-only, broken or not ours: for the user to mend.
 DISK_ERRORS = {getattr(errno, n) for n in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE")}
 
+# What it answers where a file stands in a folder's place, or a folder in a file's.
+IN_THE_WAY = (NotADirectoryError, IsADirectoryError, FileExistsError)
+
 
 class UserError(ValueError):
     """A mistake that the user can mend.

@@ -101,8 +101,10 @@ def load_features(path: str, setting: str) -> np.ndarray:
         with np.load(path, allow_pickle=False) as stored:
             return np.asarray(stored["features"], np.float64)
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        # Of a file of another kind numpy says that it could be loaded unsafely.
+        reason = "it is of another kind" if "pickle" in str(error) else error
         raise UserError(
-            f"{setting} {path!r} cannot be read ({error}): it must be an .npz with the array 'features' (images, D)"
+            f"{setting} {path!r} cannot be read ({reason}): it must be an .npz with the array 'features' (images, D)"
         ) from error
 
 

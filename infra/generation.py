@@ -184,18 +184,21 @@ def read(planned: list[Round]) -> Iterator[dict[str, np.ndarray]]:
         yield arrays
 
 
-def report(experiment, acquisitions, judge: Judge, planned: list[Round], folder: Path, step: int, command: str) -> dict:
-    """Joins the rounds, judges the images and writes everything; returns the summary (empty but on process 0)."""
+def report(experiment, acquisitions, judge: Judge, planned: list[Round], folder: Path, origin, command: str) -> dict:
+    """Joins the rounds, judges the images and writes everything; returns the summary (empty but on process 0).
+
+    `origin`: of the parameters, see `run_lib.load_params`.
+    """
     config = experiment.config
     first = jax.process_index() == 0
     start, drawn_features = np.zeros((0,)), np.zeros((0, 0))
     if first:
-        start, drawn_features = _pass_over(config, judge, planned, folder, step)
+        start, drawn_features = _pass_over(config, judge, planned, folder, origin["training step"])
     rows, pairs = _check_copies(experiment, acquisitions, judge, start)
     if not first:
         return {}
     summary = {
-        "run": _facts(config, step, command, judge),
+        "run": _facts(config, origin, command, judge),
         "distances": _distances(judge, drawn_features, config.sampling.batch_size),
         "memorisation": memorisation.summarize(rows),
         "definitions": _definitions(config),
@@ -323,15 +326,14 @@ def _nearest(experiment, acquisitions, images: np.ndarray) -> tuple[np.ndarray, 
     return best
 
 
-def _facts(config, step: int, command: str, judge: Judge) -> dict[str, Any]:
+def _facts(config, origin: dict[str, Any], command: str, judge: Judge) -> dict[str, Any]:
     settings, info = config.sampling, datasets.dataset_info(config)
     held_out = f"{len(judge.held_out)} of split {settings.reference_split}" if judge.held_out is not None else "none"
     return {
         "title": "Images drawn from the prior",
         "notes": info.get("notes", []),
         "command": command,
-        "checkpoint": config.eval.checkpoint or "this workdir",
-        "training step": step,
+        **origin,
         "images": settings.num_images,
         "kind of images": "MRI" if config.data.num_coils else "colour",
         "image size": config.data.image_size,

@@ -144,6 +144,8 @@ NEEDED = {"nifti": "nibabel", "dicom": "pydicom"}
 
 def check_formats(names: list[str]) -> None:
     """Raises UserError for an unknown format, or one whose package is not installed, before anything is computed."""
+    if not names:
+        raise UserError(f"no format is named, so that nothing would be written (known: {', '.join(WRITERS)})")
     for name in names:
         if name not in WRITERS:
             raise UserError(f"unknown format {name!r} (known: {', '.join(WRITERS)})")

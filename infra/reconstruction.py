@@ -62,7 +62,7 @@ def solve_round(experiment, solvers: dict[str, Solver], runners, compiled, param
 
 
 def write_report(
-    config, run, done, solvers: dict[str, Solver], task: Task, info, step: int | None, command: str, measures, absent
+    config, run, done, solvers: dict[str, Solver], task: Task, info, origin, command: str, measures, absent
 ) -> dict[str, Any]:
     settings, images = config.eval, config.data.num_coils == 0
     merged = evaluation.merge_rounds(done)
@@ -72,7 +72,7 @@ def write_report(
         "title": f"Reconstruction of {what}",
         "notes": info.get("notes", []),
         "command": command,
-        **({} if step is None else {"checkpoint": settings.checkpoint or "this workdir", "training step": step}),
+        **origin,
         "images" if images else "slices": len(merged["example_id"]),
         "image size": config.data.image_size,
         **({} if images else {"coils": config.data.num_coils}),

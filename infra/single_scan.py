@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 import run_lib
 from builders.scan import Options, Scan, prepare_scan
-from infra import checkpoints, config_check, preemption, reconstruction, rounds, sharding, workdir, writers
+from infra import config_check, preemption, reconstruction, rounds, sharding, workdir
 from infra.image_files import Volume
 from infra.progress import Progress
 from infra.raw_readers import RawVolume
@@ -57,13 +57,13 @@ def reconstruct(config: ConfigDict, raw: RawVolume, options: Options, name: str,
     config.task.name = "acquired"
     config_check.check(config)
     measures, absent = get_metrics(config)
+    run_lib.check_folders(config, folder, "reconstruct")
     scan = prepare_scan(raw, options)
     experiment = run_lib.build(config)
     task = get_task(config, experiment.transform)
     experiment = dataclasses.replace(experiment, operator=task.operator)
     solvers = {solver: get_solver(config, experiment, solver) for solver in config.eval.solvers}
-    workdir.check_checkpoint_config(config.eval.checkpoint, config)
-    params, step = checkpoints.load_ema_params(config.eval.checkpoint, experiment.template_params())
+    params, origin = run_lib.load_params(experiment, folder)
     info = {
         "scan": name,
         "settings": {"noise_std": scan.facts["noise_std"]},
@@ -72,7 +72,7 @@ def reconstruct(config: ConfigDict, raw: RawVolume, options: Options, name: str,
         "content": hashlib.sha256(scan.y.tobytes() + scan.maps.tobytes()).hexdigest(),
     }
     with workdir.open_workdir(folder, config, "reconstruct") as run:
-        writers.setup_logging(run.root, "reconstruct")
+        run_lib.setup_logging(run, origin)
         runners = {n: sharding.data_parallel_solve(s.solve, experiment.mesh) for n, s in solvers.items()}
         stamp, done, compiled = reconstruction.stamp_of(config, solvers, params, info), [], {}
         examples = list(batches(scan, name, config.eval.batch_size))
@@ -88,7 +88,7 @@ def reconstruct(config: ConfigDict, raw: RawVolume, options: Options, name: str,
                 if notice.reached(index) and index + 1 < len(examples):
                     notice.stop(f"round {index + 1} of {len(examples)}")
         rounds.drop_beyond(run.path(config.eval.folder), len(examples))
-        reconstruction.write_report(config, run, done, solvers, task, info, step, command, measures, absent)
+        reconstruction.write_report(config, run, done, solvers, task, info, origin, command, measures, absent)
     chosen, scale = config.eval.solvers[-1], scan.facts["scale"]
     real = np.concatenate([arrays["example_id"] for arrays in done]) != PADDING_ID
 

@@ -270,7 +270,7 @@ def _text(hyper: Mapping[str, float]) -> str:
 
 def write(
     experiment, solver: Solver, objective: Objective, batches: Sequence[Judged], trials: Sequence[Trial],
-    solve: Callable, folder: Path, **facts: Any,
+    solve: Callable, folder: Path, facts: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Writes trials.csv, history.png, slices.png and the solver's entry of best.json; returns that entry.
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from configs.default import get_config
 from infra.atomic import atomic_write_json, safe_join
-from infra.errors import DISK_ERRORS, UserError
+from infra.errors import DISK_ERRORS, IN_THE_WAY, UserError
 
 # Settings without which a checkpoint means something else. A name that ends in '.' stands for its whole section.
 OF_THE_NETWORK = ("model.", "denoiser.", "schedule.name", "transform.")
@@ -32,7 +32,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tens
 class Workdir:
     """A run's folder, locked until `close` (or until the process ends, however it ends).
 
-    As a context manager it raises UserError where the block could not write: a full disk, no permission.
+    As a context manager it raises UserError where the block could not write: a full disk, no permission, a file of the
+    user's where the run wants a folder.
     """
 
     root: Path
@@ -57,6 +58,12 @@ class Workdir:
             raise UserError(
                 f"cannot write to the workdir {self.root} ({error.strerror}): make room or mend the permissions, then "
                 "start the same command again; it goes on from what is complete"
+            ) from error
+        place = (error.filename2 or error.filename) if isinstance(error, IN_THE_WAY) else None
+        if isinstance(error, OSError) and place and self.root in Path(place).parents:
+            raise UserError(
+                f"cannot write {place} ({error.strerror}): move away what stands in its place, or choose "
+                "another --workdir"
             ) from error
 
     def __fspath__(self) -> str:
@@ -100,8 +107,8 @@ def open_workdir(
     opened = Workdir(root, mode, lock)
     try:
         _record(opened, config, before, now, data)
-    except BaseException:
-        opened.close()
+    except BaseException as error:
+        opened.__exit__(type(error), error, error.__traceback__)
         raise
     return opened
 
@@ -177,6 +184,8 @@ def _read_config(path: Path) -> dict[str, Any] | None:
         return None
     try:
         stored = _flat(json.loads(path.read_text()))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): mend it, or choose another --workdir") from error
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}): mend it, or choose another --workdir") from error
     return {**_flat(get_config()), **stored}

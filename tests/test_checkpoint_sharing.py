@@ -1,6 +1,8 @@
 """infra/checkpoints.py: other device and process counts, and averaged parameters alone."""
 
 import json
+import re
+import shutil
 import socket
 import subprocess
 
@@ -24,6 +26,7 @@ from tests.checkpoint_runs import (
     script,
     steps,
 )
+from tests.checks import hashes
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"  # Orbax drops unfinished reads of a damaged file
@@ -152,7 +155,7 @@ def test_averaged_parameters_alone_are_loaded(tmp_path):
         (lambda folder: folder.mkdir(), "has no folder checkpoints/"),
         (lambda folder: (folder / "checkpoints").mkdir(parents=True), "checkpoints is empty"),
         (lambda folder: (folder / "checkpoints" / "8.orbax-checkpoint-tmp" / "state").mkdir(parents=True), "is empty"),
-        (lambda folder: folder.write_text("a file"), "does not exist"),
+        (lambda folder: folder.write_text("a file"), "run is a file, no folder; train"),
     ],
 )
 def test_a_folder_without_checkpoints_is_told(tmp_path, make, told):
@@ -177,12 +180,57 @@ def test_parameters_that_do_not_fit_are_told_in_one_line(tmp_path):
         load_ema_params(tmp_path, make_params(), step=5)
 
 
-def test_damaged_parameters_are_told_and_not_replaced_by_older_ones(tmp_path):
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (lambda folder: flip_bit(largest_file(folder / "state")), r"is damaged \(state/.* is missing or changed\)"),
+        (lambda folder: shutil.rmtree(folder / "state"), r"is damaged \(state/.* is missing or changed\)"),
+        (lambda folder: (shutil.rmtree(folder), folder.mkdir()), r"is damaged \(.*\)"),
+        (shutil.rmtree, "is gone"),
+    ],
+)
+def test_parameters_of_the_newest_usable_checkpoint_are_loaded_in_one_warning(tmp_path, harm, told):
+    states = save_steps(tmp_path, 1, 2)
+    kept = tmp_path / "checkpoints"
+    harm(kept / "2")
+    before, warnings = hashes(tmp_path), []
+    params, step = load_ema_params(tmp_path, make_params(), warn=warnings.append)
+    assert step == 1
+    assert_same(params, states[1].ema_params)
+    assert len(warnings) == 1 and "\n" not in warnings[0]
+    assert re.fullmatch(rf"checkpoint {kept}/2 {told}: using {kept}/1 instead", warnings[0])
+    assert hashes(tmp_path) == before
+
+
+def test_the_newest_checkpoint_is_taken_in_silence(tmp_path):
+    save_steps(tmp_path, 1, 2)
+    assert load_ema_params(tmp_path, make_params(), warn=pytest.fail)[1] == 2
+    shutil.rmtree(tmp_path / "checkpoints" / "1")
+    assert load_ema_params(tmp_path, make_params(), warn=pytest.fail)[1] == 2
+
+
+def test_a_step_that_was_asked_for_is_not_replaced(tmp_path):
     save_steps(tmp_path, 1, 2)
     flip_bit(largest_file(tmp_path / "checkpoints" / "2" / "state"))
-    with pytest.raises(UserError, match=r"checkpoints/2 is damaged .*use another step \(there are: 1\)"):
+    with pytest.raises(UserError, match=r"checkpoints/2 is damaged .*: take another step \(there are: 1\)"):
+        load_ema_params(tmp_path, make_params(), step=2)
+    assert load_ema_params(tmp_path, make_params(), step=1, warn=pytest.fail)[1] == 1
+
+
+def test_without_a_usable_checkpoint_no_parameters_are_loaded(tmp_path):
+    save_steps(tmp_path, 1, 2)
+    kept = tmp_path / "checkpoints"
+    for step in (1, 2):
+        flip_bit(largest_file(kept / str(step) / "state"))
+    with pytest.raises(UserError, match=f"none of the 2 checkpoints in {kept} can be read .checkpoint {kept}/1 is"):
         load_ema_params(tmp_path, make_params())
-    assert load_ema_params(tmp_path, make_params(), step=1)[1] == 1
+    shutil.rmtree(kept / "2")
+    with pytest.raises(UserError, match=r"checkpoints/1 is damaged .*: restore it from a backup"):
+        load_ema_params(tmp_path, make_params())
+    for folder in (kept / "1", kept):
+        shutil.rmtree(folder)
+        with pytest.raises(UserError, match=f"no checkpoint: {kept}/2 and all before it are gone"):
+            load_ema_params(tmp_path, make_params())
 
 
 def test_an_export_is_small_and_portable(tmp_path):

@@ -1,5 +1,6 @@
 """infra/checkpoints.py: a run that stops, however it stops, goes on as if it had not."""
 
+import json
 import logging
 import os
 import resource
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infra import checkpoints
+from infra import seals
 from infra.checkpoints import Checkpoints
 from infra.errors import UserError
 from tests.checkpoint_runs import (
@@ -161,7 +162,7 @@ DAMAGE = {
     "meta cut": lambda folder: os.truncate(folder / "meta" / "metadata", 3),
     "tree metadata deleted": lambda folder: (folder / "state" / "_METADATA").unlink(),
     "state deleted": lambda folder: shutil.rmtree(folder / "state"),
-    "checksums cut": lambda folder: os.truncate(folder / checkpoints.SEAL, 5),
+    "checksums cut": lambda folder: os.truncate(folder / seals.SEAL, 5),
 }
 
 
@@ -187,7 +188,7 @@ def test_damage_is_found_without_checksums_too(tmp_path, caplog):
     """A run killed between a checkpoint's completion and its sealing leaves one without checksums."""
     states = save_steps(tmp_path, 2, 3)
     for step in (2, 3):
-        (tmp_path / "checkpoints" / str(step) / checkpoints.SEAL).unlink()
+        (tmp_path / "checkpoints" / str(step) / seals.SEAL).unlink()
     os.truncate(largest_file(tmp_path / "checkpoints" / "3" / "state"), 1000)
     with Checkpoints(tmp_path, 1, 1) as saved:
         state, _ = saved.restore_latest(make_state(), make_data())
@@ -203,6 +204,62 @@ def test_a_damaged_checkpoint_falls_back_across_the_tiers(tmp_path):
         state, meta = saved.restore_latest(make_state(), make_data())
     assert_same(state, states[4])
     assert meta == {"step": 4}
+
+
+def test_a_deleted_newest_checkpoint_is_told_once(tmp_path, caplog):
+    states = save_steps(tmp_path, 4, 5, 6, kept_every=4)
+    kept, rolling = tmp_path / "checkpoints", tmp_path / "checkpoints-meta"
+    assert json.loads((tmp_path / seals.RECORD).read_text()) == {kept.name: 4, rolling.name: 6}
+    shutil.rmtree(rolling / "6")
+    for expected in ([f"checkpoint {rolling}/6 is gone: resuming from {rolling}/5 instead"], []):
+        caplog.clear()
+        with Checkpoints(tmp_path, 4, 1) as saved, caplog.at_level(logging.WARNING):
+            state, meta = saved.restore_latest(make_state(), make_data())
+        assert_same(state, states[5])
+        assert meta == {"step": 5}
+        assert [line for line in caplog.messages if "checkpoint " in line] == expected
+    assert json.loads((tmp_path / seals.RECORD).read_text()) == {kept.name: 4, rolling.name: 5}
+
+
+def test_a_deleted_and_a_damaged_one_are_told_together(tmp_path, caplog):
+    save_steps(tmp_path, 1, 2, 3)
+    kept = tmp_path / "checkpoints"
+    shutil.rmtree(kept / "3")
+    flip_bit(largest_file(kept / "2" / "state"))
+    with Checkpoints(tmp_path, 1, 1) as saved, caplog.at_level(logging.WARNING):
+        assert saved.restore_latest(make_state(), make_data())[1] == {"step": 1}
+    told = next(line for line in caplog.messages if "resuming" in line)
+    assert told.startswith(f"checkpoint {kept}/3 is gone; checkpoint {kept}/2 is damaged (state/")
+    assert told.endswith(f": resuming from {kept}/1 instead")
+
+
+def test_a_run_whose_older_checkpoints_are_deleted_has_lost_nothing(tmp_path, caplog):
+    save_steps(tmp_path, 4, 5, 6, kept_every=4)
+    shutil.rmtree(tmp_path / "checkpoints" / "4")
+    with Checkpoints(tmp_path, 4, 1) as saved, caplog.at_level(logging.WARNING):
+        assert saved.restore_latest(make_state(), make_data())[1] == {"step": 6}
+    assert "checkpoint " not in caplog.text
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"checkpoints": "many"}'])
+def test_a_record_that_nobody_can_read_counts_as_none(tmp_path, caplog, text):
+    save_steps(tmp_path, 1, 2)
+    shutil.rmtree(tmp_path / "checkpoints" / "2")
+    (tmp_path / seals.RECORD).unlink() if text is None else (tmp_path / seals.RECORD).write_text(text)
+    with Checkpoints(tmp_path, 1, 1) as saved, caplog.at_level(logging.WARNING):
+        assert saved.restore_latest(make_state(), make_data())[1] == {"step": 1}
+    assert "checkpoint " not in caplog.text
+
+
+def test_if_all_are_deleted_the_run_does_not_start_anew_in_silence(tmp_path):
+    save_steps(tmp_path, 1, 2)
+    shutil.rmtree(tmp_path / "checkpoints")
+    with Checkpoints(tmp_path, 1, 1) as saved, pytest.raises(UserError) as error:
+        saved.restore_latest(make_state(), make_data())
+    assert str(error.value).startswith(f"checkpoint {tmp_path}/checkpoints/2 and all before it are gone: restore them")
+    (tmp_path / seals.RECORD).unlink()
+    with Checkpoints(tmp_path, 1, 1) as saved:
+        assert saved.restore_latest(make_state(), make_data()) is None
 
 
 def test_if_all_are_damaged_the_run_does_not_start_anew_in_silence(tmp_path):
@@ -229,7 +286,7 @@ def test_a_state_of_another_shape_is_an_error_and_no_damage(tmp_path):
 def test_the_position_in_the_data_serves_another_number_of_processes(tmp_path):
     save_steps(tmp_path, 1)
     folder = tmp_path / "checkpoints" / "1"
-    (folder / checkpoints.SEAL).unlink()
+    (folder / seals.SEAL).unlink()
     (folder / "data" / "process_0-of-1.json").rename(folder / "data" / "process_0-of-2.json")
     data = make_data()
     with Checkpoints(tmp_path, 1, 1) as saved:

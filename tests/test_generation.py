@@ -248,7 +248,7 @@ def test_colour_images_are_drawn_and_compared(config, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "open_acquisitions", lambda *_: Photos(5, True, seed=0))
     monkeypatch.setattr(datasets, "open_references", lambda _, split: Photos(4, False, seed=len(split)))
     params = init_params(run_lib.build(config).model, 0, (16, 16, 3))
-    monkeypatch.setattr(run_lib, "_load_params", lambda *_: (params, 7))
+    monkeypatch.setattr(run_lib, "load_params", lambda *_: (params, {"checkpoint": "this workdir", "training step": 7}))
     monkeypatch.setattr(run_lib.checkpoints, "kept_steps", lambda _: [7])
     summary = run_lib.sample(config, str(tmp_path))
     assert summary["distances"]["features"] == 89 and summary["run"]["coil maps"] == "none"

@@ -229,7 +229,7 @@ def test_an_image_task_is_evaluated_and_reported(variant, tmp_path, monkeypatch)
     for name, function in store_of_images(config).items():
         monkeypatch.setattr(datasets, name, function)
     params = init_params(run_lib.build(config).model, 0, (SIZE, SIZE, 3))
-    monkeypatch.setattr(run_lib, "_load_params", lambda *_: (params, 7))
+    monkeypatch.setattr(run_lib, "load_params", lambda *_: (params, {"checkpoint": "this workdir", "training step": 7}))
     monkeypatch.setattr(run_lib.checkpoints, "kept_steps", lambda _: [7])
     shown = []
     panel = figures._Sheet.panel

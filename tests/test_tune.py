@@ -222,14 +222,18 @@ def test_a_damaged_study_is_one_line(tmp_path):
     assert "study.db is damaged" in message and "delete it" in message
 
 
+def untrained(experiment, folder):
+    """Stands for `run_lib.load_params`."""
+    del folder
+    params = run_lib.sharding.replicate(init_params(experiment.model, 0, experiment.image_shape), experiment.mesh)
+    return params, {"checkpoint": "this workdir", "training step": 7}
+
+
 def test_msm_is_tuned_with_one_compilation(tiny_store, tmp_path, monkeypatch):
     config = small_config(tiny_store)
     config.tune.trials, config.solver.num_levels = 3, 2
 
-    def load(experiment, folder):
-        return run_lib.sharding.replicate(init_params(experiment.model, 0, experiment.image_shape), experiment.mesh), 7
-
-    monkeypatch.setattr(run_lib, "_load_params", load)
+    monkeypatch.setattr(run_lib, "load_params", untrained)
     monkeypatch.setattr(run_lib.checkpoints, "kept_steps", lambda _: [7])
     solvers, traces = run_lib.get_solver, []
 
@@ -251,10 +255,7 @@ def test_temperature_is_found_without_solving_twice(tiny_store, tmp_path, monkey
     config.tune.update(objective="crps", trials=4, num_samples=3)
     config.solver.num_levels = 2
 
-    def load(experiment, folder):
-        return run_lib.sharding.replicate(init_params(experiment.model, 0, experiment.image_shape), experiment.mesh), 7
-
-    monkeypatch.setattr(run_lib, "_load_params", load)
+    monkeypatch.setattr(run_lib, "load_params", untrained)
     monkeypatch.setattr(run_lib.checkpoints, "kept_steps", lambda _: [7])
     local_rows, solved = run_lib.sharding.local_rows, []
     monkeypatch.setattr(run_lib.sharding, "local_rows", lambda *a, **k: solved.append(1) or local_rows(*a, **k))
@@ -366,7 +367,7 @@ def test_a_wrong_file_is_one_line(solvers, tmp_path, text, told):
 def test_evaluation_uses_what_was_tuned_and_computes_its_rounds_again(tiny_store, tmp_path, monkeypatch):
     config = small_config(tiny_store)
     config.eval.solvers, config.eval.max_examples = ("cg_sense",), 4
-    monkeypatch.setattr(run_lib, "_load_params", lambda experiment, folder: (None, 0))
+    monkeypatch.setattr(run_lib, "load_params", lambda experiment, folder: (None, {}))
     before = run_lib.evaluate(config, str(tmp_path))
     tuned.add(tmp_path / "tune" / "best.json", "cg_sense", {"hyper": {"lam": 0.3}})
     config.eval.tuned = str(tmp_path / "tune" / "best.json")

@@ -24,7 +24,15 @@ from infra.errors import UserError
 from registry import nearest
 
 FLAGS = flags.FLAGS
-OF_A_RUN = ("title", "notes", "command", "checkpoint", "training step", "split")  # differ between any two runs
+OF_A_RUN = (
+    "title",
+    "notes",
+    "command",
+    "checkpoint",
+    "training step",
+    "checkpoint warning",
+    "split",
+)  # differ between any two runs
 DIGITS = {"psnr": 2, "psnr_paper": 2, "nmse": 4, "seconds": 2}  # 3 for all others
 
 
@@ -38,6 +46,8 @@ def read_rows(folder: Path, solver: str) -> list[dict[str, Any]]:
     try:
         with open(path, newline="") as file:
             found = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error):
+        found = []  # told below
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): run main.py --mode eval first") from error
     if not found or not {"solver", "example_id"} <= set(found[0]):
@@ -48,8 +58,14 @@ def read_rows(folder: Path, solver: str) -> list[dict[str, Any]]:
     rows = []
     for row in found:
         if row["solver"] == solver:
-            numbers = {k: float(v) for k, v in row.items() if k not in ("solver", "example_id", "volume") and v != ""}
-            rows.append({"example_id": int(row["example_id"]), "solver": str(folder)} | numbers)
+            given = {k: v for k, v in row.items() if k not in ("solver", "example_id", "volume") and v != ""}
+            try:
+                numbers = {k: float(v) for k, v in given.items()}
+                rows.append({"example_id": int(row["example_id"]), "solver": str(folder)} | numbers)
+            except (ValueError, TypeError) as error:  # also of a line that is cut or too long
+                raise UserError(
+                    f"{path}, example {row['example_id']} of {solver}: {error}; it is damaged: evaluate again"
+                ) from error
     return rows
 
 

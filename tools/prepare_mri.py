@@ -29,7 +29,7 @@ from builders.scan_files import read_patterns, read_table
 from builders.scans import RawScans
 from builders.store import config_flags, prepare_store
 from infra import command_line
-from infra.raw_readers import read_raw
+from infra.raw_readers import RAW_READERS, read_raw
 
 SOME_LEFT_OUT = 3  # exit status: the store is complete but for files that could not be used
 
@@ -69,6 +69,8 @@ def get_source() -> RawScans:
         slices=_SLICES.value,
         mask=_MASK.value, acceleration=_ACCELERATION.value, acs_lines=acs_lines, seed=_SEED.value,
     )  # fmt: skip
+    if _FORMAT.value:
+        _ = RAW_READERS[_FORMAT.value]  # an unknown one is told before files are read
     array = {"axes": _AXES.value, "key": _KEY.value} if _AXES.value else {}
     folder, out = (Path(flags.FLAGS[name].value or "") for name in ("in", "out"))
     given = [f"--{name} {flags.FLAGS[name].value}" for name in _given()]

@@ -44,8 +44,6 @@ _CACHE = flags.DEFINE_string(
 
 
 def main(_: list[str]) -> None:
-    import jax
-
     from builders.scan import Options
     from infra import image_files, single_scan
     from infra.raw_readers import read_raw
@@ -53,8 +51,7 @@ def main(_: list[str]) -> None:
 
     logging.set_verbosity(logging.WARNING)
     image_files.check_formats(_FORMATS.value)
-    if _CACHE.value:
-        jax.config.update("jax_compilation_cache_dir", _CACHE.value)
+    command_line.use_cache(_CACHE.value or "")
     config = config_of(_CHECKPOINT.value or "")
     array = {"axes": _AXES.value, "key": _KEY.value} if _AXES.value else {}
     raw = read_raw(_RAW.value or "", _FORMAT.value, array=array)

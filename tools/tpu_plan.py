@@ -219,7 +219,7 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":  # other tools define the same flags, and tests import several
     config_flags.DEFINE_config_file("config", None, "configs/NAME.py or configs/NAME.py:VARIANT.")
-    flags.DEFINE_string("topology", None, "Kind and shape of the slice: v5e:4x4, v4:2x2x4, v5p:2x2x4, ...")
+    flags.DEFINE_string("topology", None, "Kind and shape of the slice, e.g. v5e:4x4 or v4:2x2x4.")
     flags.DEFINE_integer("per_device_batch", 1, "Examples per chip and step.", lower_bound=1)
     flags.DEFINE_list("programs", ["train", "solve"], "What to compile: train, solve, sample.")
     flags.DEFINE_bool("search", False, "Look for the largest batch per chip that fits, by further compilations.")

@@ -44,6 +44,10 @@ COMMANDS = {
         "main SMOKE RUN --mode=evaluate",
         "--mode is 'evaluate': it must be one of train, eval, tune, sample; did you mean 'eval'?",
     ),
+    "mode twice": (
+        "main SMOKE RUN --mode=eval --mode=smaple",
+        "--mode is 'smaple': it must be one of train, eval, tune, sample; did you mean 'sample'?",
+    ),
     "setting typo": (
         "main SMOKE RUN --config.training.batchsize=8",
         "training.batchsize is not a setting of configs/default.py; did you mean 'training.batch_size'?",
@@ -144,6 +148,19 @@ COMMANDS = {
         "main TOY --workdir={at}/empty --mode=eval",
         "no checkpoint: {at}/empty has no folder checkpoints/; train first (--mode=train), or name the "
         "workdir of a training run",
+    ),
+    "ckpt part": (
+        "main TOY RUN --mode=eval --config.eval.checkpoint={at}/net/checkpoints/7",
+        "no checkpoint: {at}/net/checkpoints/7 is a part of the workdir {at}/net; name that",
+    ),
+    "mri format": (
+        "prepare_mri --in={at} --out={at}/s --format=fastMRI",
+        "unknown raw-data format 'fastMRI'; did you mean 'fastmri'? (known: array, bart, fastmri, "
+        "images_maps, ismrmrd)",
+    ),
+    "config=": (
+        "main --config= RUN",
+        "--config is empty: give an experiment's file, e.g. configs/brain64_msm.py",
     ),
     "ckpt shape": (
         "main TOY RUN --mode=eval --config.eval.checkpoint={at}/net --config.model.num_channels=16",

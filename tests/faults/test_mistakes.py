@@ -1,17 +1,24 @@
 """What users get wrong: told before anything is compiled or written. The texts themselves: test_messages.py."""
 
 import shutil
+from pathlib import Path
 
 import jax
 import pytest
 
 import run_lib
-from infra import config_check
+from builders.scan_files import read_patterns
+from infra import command_line, config_check
 from infra.checkpoints import export_params
+from infra.extractor import load_features
+from infra.image_files import check_formats
 from infra.workdir import open_workdir
 from models.init import init_params
+from tests import tiny_model
 from tests.checks import hashes, message_of
+from tests.processes import Process
 from tests.small_runs import small_config
+from tools.compare_runs import read_rows
 
 
 @pytest.fixture
@@ -95,3 +102,88 @@ def test_checkpoint_folder_that_does_not_exist(config, tmp_path, workdir):
     config.eval.checkpoint = str(tmp_path / "none")
     assert f"the folder {tmp_path / 'none'} does not exist" in message_of(run_lib.evaluate, config, str(workdir))
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("eval", run_lib.evaluate),
+        ("tune", run_lib.tune),
+        ("train.log/x", run_lib.train),
+        ("metrics.jsonl/x", run_lib.train),
+    ],
+)
+def test_what_stands_in_the_way_of_results(config, workdir, name, mode):
+    """A file where the run wants a folder, or a folder where it wants a file."""
+    config.eval.solvers, config.tune.solver = ("zero_filled",), "cg_sense"
+    (workdir / name).parent.mkdir(parents=True)
+    (workdir / name).write_text("the user's")
+    message = message_of(mode, config, str(workdir))
+    assert message.startswith(f"cannot write {workdir / name.split('/')[0]}")
+    assert "move away what stands in its place" in message
+    assert (workdir / name).read_text() == "the user's"
+
+
+def test_manifest_whose_place_is_taken(config, workdir):
+    (workdir / "manifest.json").mkdir(parents=True)
+    message = message_of(open_workdir, workdir, config, "train")
+    assert message.startswith(f"cannot write {workdir}/manifest.json (Is a directory): move away")
+    (workdir / "manifest.json").rmdir()
+    open_workdir(workdir, config, "train").close()  # the lock was given back
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe", b"example_id,solver,psnr\n1,msm,x\n", b"example_id,solver,psnr\n1,msm,1,2\n"]
+)
+def test_metrics_csv_that_is_damaged(tmp_path, content):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    assert str(tmp_path / "metrics.csv") in message_of(read_rows, tmp_path, "msm")
+
+
+def test_patterns_that_are_no_text(tmp_path):
+    (tmp_path / "list").write_bytes(b"\xff\xfe")
+    assert f"{tmp_path / 'list'} cannot be read (" in message_of(read_patterns, str(tmp_path / "list"))
+
+
+def test_no_format_for_images():
+    assert "nothing would be written (known: npz, png, nifti, dicom)" in message_of(check_formats, [])
+
+
+def test_config_json_that_cannot_be_opened(config, workdir):
+    (workdir / "config.json").mkdir(parents=True)
+    message = message_of(run_lib.train, config, str(workdir))
+    assert message.startswith(f"{workdir}/config.json cannot be read (Is a directory)")
+
+
+def test_features_of_another_kind_of_file(tmp_path):
+    (tmp_path / "features.txt").write_text("1 2 3")
+    message = message_of(load_features, str(tmp_path / "features.txt"), "sampling.reference_features")
+    assert "it must be an .npz" in message and "unsafe" not in message and "pickle" not in message
+
+
+def test_a_cache_that_cannot_be_written_is_told_and_left_out(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("x")
+    changes = []
+    monkeypatch.setattr("jax.config.update", lambda *change: changes.append(change))
+    for folder, why in (("/proc/none/cache", "No such file or directory"), (str(tmp_path / "file"), "File exists")):
+        command_line.use_cache(folder)
+        [line] = capsys.readouterr().err.splitlines()
+        assert line == (
+            f"warning: --cache {folder} cannot be written ({why}): going on without, every start compiles anew; name "
+            "another folder, or none with --cache="
+        )
+    command_line.use_cache("")
+    assert not changes
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command_line.use_cache("~/made/here")
+    assert changes == [("jax_compilation_cache_dir", str(tmp_path / "made" / "here"))]
+    assert capsys.readouterr().err == "" and list((tmp_path / "made").iterdir()) == [tmp_path / "made" / "here"]
+
+
+def test_a_run_with_such_a_cache_ends_well(tiny_store, tmp_path):
+    """Its only warning is the first line."""
+    settings = {"eval__solvers": "('zero_filled',)", "eval__max_examples": 1, "eval__batch_size": 1}
+    arguments = tiny_model.command_line(tmp_path / "run", tiny_store, Path("/proc/none"), "eval", **settings)
+    told = Process("main.py", arguments, tmp_path, tiny_model.register).finish()
+    assert told.startswith("warning: --cache /proc/none cannot be written (") and told.count("arning") == 1
+    assert (tmp_path / "run" / "eval" / "report.html").exists()
