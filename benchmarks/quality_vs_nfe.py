@@ -34,38 +34,55 @@ FLAGS = flags.FLAGS
 # name -> (number of samples, switches of config.solver); what is not named is the default of the config
 PUBLISHED = {"consistency": "entries", "gamma": 2.0, "mask_keep": 0.0, "w": 3, "eta": 0.85}
 FLOW = {"step": "ddim", "eta": 0.0}  # the probability flow: no fresh noise
+QUIET = {"step": "plug_and_play"}  # no noise at all
+FAST = {**QUIET, "start_sigma": 0.3}  # solver msm_fast
 Settings = dict[str, tuple[int, dict]]
 LEVELS: Settings = {
     **{f"{n} levels x 4 samples": (4, {"num_levels": n}) for n in (5, 10, 15, 30, 50, 150)},
     **{f"{n} levels x 1 sample": (1, {"num_levels": n}) for n in (20, 60, 200)},
     "5 levels x 12 samples": (12, {"num_levels": 5}),
+    "50 levels x 12 samples": (12, {"num_levels": 50}),
 }
 STEPS: Settings = {
     "ddim, eta 1, 15 x 4": (4, {"num_levels": 15, "step": "ddim"}),
     "ddim, eta 1, order 2, 15 x 4": (4, {"num_levels": 15, "step": "ddim", "order": 2}),
-    **{f"ddim, eta 0, {n} x 1": (1, {"num_levels": n, **FLOW}) for n in (5, 10, 20, 60)},
-    **{f"ddim, eta 0, order 2, {n} x 1": (1, {"num_levels": n, **FLOW, "order": 2}) for n in (5, 10, 20)},
+    **{f"ddim, eta 0, {n} x 1": (1, {"num_levels": n, **FLOW}) for n in (20, 60)},
+    "ddim, eta 0, order 2, 20 x 1": (1, {"num_levels": 20, **FLOW, "order": 2}),
     "renoise, eta 0.85, 15 x 4": (4, {"num_levels": 15, "eta": 0.85}),
 }
 WARM: Settings = {
     **{f"start {s:g}, 5 x 4": (4, {"num_levels": 5, "start_sigma": s}) for s in (0.3, 1.0, 3.0)},
-    **{f"start {s:g}, 15 x 4": (4, {"num_levels": 15, "start_sigma": s}) for s in (0.3, 1.0)},
-    **{f"start {s:g}, eta 0, 10 x 1": (1, {"num_levels": 10, "start_sigma": s, **FLOW}) for s in (0.3, 1.0)},
+    "start 0.3, 15 x 4": (4, {"num_levels": 15, "start_sigma": 0.3}),
+}
+NOISELESS: Settings = {
+    **{f"no noise, {n}": (1, {"num_levels": n, **QUIET}) for n in (5, 10, 20, 40)},
+    **{f"no noise, start 0.3, {n}": (1, {"num_levels": n, **FAST}) for n in (5, 10, 20, 40)},
+    **{f"no noise, start {s:g}, 20": (1, {"num_levels": 20, **QUIET, "start_sigma": s}) for s in (0.1, 1.0, 3.0)},
+    "no noise, start 0.3, order 2, 20": (1, {"num_levels": 20, **FAST, "order": 2}),
 }
 CONSISTENCY: Settings = {
     **{f"damping {d:g}, 15 x 4": (4, {"num_levels": 15, "damping": d}) for d in (0.25, 4.0)},
-    "pseudo-inverse, 15 x 4": (4, {"num_levels": 15, "consistency": "pseudo_inverse"}),
+    **{f"no noise, start 0.3, damping {d:g}, 20": (1, {"num_levels": 20, **FAST, "damping": d}) for d in (0.5, 2.0)},
+    "no noise, start 0.3, pseudo-inverse, 20": (1, {"num_levels": 20, **FAST, "consistency": "pseudo_inverse"}),
 }
 MASKS: Settings = {
-    "w 3, whole, 20 x 1": (1, {"num_levels": 20, "w": 3}),
     "masks of p(S), w 3, 20 x 1": (1, {"num_levels": 20, "w": 3, "mask_keep": 0.0}),
-    "the same, complement": (1, {"num_levels": 20, "w": 3, "mask_keep": 0.0, "mask_order": "complement"}),
-    "the same, reinject": (1, {"num_levels": 20, "w": 3, "mask_keep": 0.0, "reinject": True}),
+    "masks of p(S), w 3, complement, 20 x 1": (
+        1,
+        {"num_levels": 20, "w": 3, "mask_keep": 0.0, "mask_order": "complement"},
+    ),
+    "masks of p(S), w 3, reinject, 20 x 1": (1, {"num_levels": 20, "w": 3, "mask_keep": 0.0, "reinject": True}),
     "published form, 200 x 3": (1, {**PUBLISHED, "num_levels": 200}),
-    "published form, gamma 1, 200 x 3": (1, {**PUBLISHED, "gamma": 1.0, "num_levels": 200}),
     "published form, reinject, 200 x 3": (1, {**PUBLISHED, "num_levels": 200, "reinject": True}),
 }
-FAMILIES = {"levels": LEVELS, "steps": STEPS, "warm start": WARM, "consistency": CONSISTENCY, "masks": MASKS}
+FAMILIES = {
+    "levels": LEVELS,
+    "steps": STEPS,
+    "warm start": WARM,
+    "no noise": NOISELESS,
+    "consistency": CONSISTENCY,
+    "masks": MASKS,
+}
 
 
 def measure(config, params, batches, num_samples: int, switches: dict) -> dict[str, float]:
