@@ -15,6 +15,7 @@ _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
 _ARRAY = re.compile(r"\b(pred|bf16|[a-z]+[0-9]+(?:e[0-9]+m[0-9]+[a-z]*)?)\[([0-9,]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"?([0-9]+)')
+_NO_ESTIMATE = 2**63 - 1  # stands for the cycles of an operation that the cost model does not know
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +50,13 @@ class Usage:
       cycles: sum of the cycles that the compiler's cost model expects of each operation; it has none for collectives
         and for copies that run beside the computation.
       unread_loops: loops whose number of turns could not be read; they count once.
+      unknown: how often operations run that the cost model does not know; `cycles` lacks theirs.
     """
 
     collectives: dict[str, Traffic]
     cycles: int
     unread_loops: int
+    unknown: int = 0
 
 
 def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
@@ -92,7 +95,7 @@ def usage(text: str) -> Usage:
     """Counts collectives and expected cycles of a compiled program; loops as often as their conditions say."""
     computations, entry = parse(text)
     counts, sizes = collections.Counter(), collections.Counter()
-    cycles, unread = 0, 0
+    cycles, unread, unknown = 0, 0, 0
     for instruction, times, fused in _walk(computations, entry, 1, False):
         kind = instruction.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
@@ -101,8 +104,11 @@ def usage(text: str) -> Usage:
         if instruction.opcode == "while" and _turns(instruction, computations) is None:
             unread += 1
         if not fused and (found := _CYCLES.search(instruction.rest)):
-            cycles += times * int(found[1])
-    return Usage({kind: Traffic(counts[kind], sizes[kind]) for kind in sorted(counts)}, cycles, unread)
+            if int(found[1]) == _NO_ESTIMATE:
+                unknown += times
+            else:
+                cycles += times * int(found[1])
+    return Usage({kind: Traffic(counts[kind], sizes[kind]) for kind in sorted(counts)}, cycles, unread, unknown)
 
 
 def _walk(

@@ -83,6 +83,13 @@ def test_usage_counts_collectives_and_multiplies_loops_out():
     assert found.unread_loops == 1
 
 
+def test_operations_that_the_cost_model_does_not_know_are_counted_not_added():
+    text = PROGRAM.replace(f"{CYCLES % 1}", CYCLES % (2**63 - 1))
+    known, found = hlo.usage(PROGRAM), hlo.usage(text)
+    assert (known.unknown, found.unknown) == (0, 1)
+    assert found.cycles == known.cycles - 1
+
+
 def test_collectives_inside_loops_count_at_every_turn():
     text = PROGRAM.replace(
         "  ROOT %tuple.0", "  %reduce-scatter.9 = f32[1,128]{1,0} reduce-scatter(%fusion.0)\n  ROOT %tuple.0"
@@ -213,6 +220,11 @@ def test_table_of_the_log():
         "| brain64_msm | train | v5litepod-16 | bfloat16 | yes | 4 | 7.2 of 16.00 | 98.50 | 3.0 | 2 | 32 |"
     )
     assert "does not fit" in lines[3]
+    slower = cost(usage=hlo.Usage({}, 3 * 10**9, 0, 5))
+    trial = tpu_plan.Trial("train", 1, 4, slower, True, 61.2)
+    assert "XLA knows no cycles of 5 operations" in tpu_plan.describe(trial, TOPOLOGY, 16 * GIB)
+    row = tpu_plan.record("brain64_msm", config, TOPOLOGY, 16 * GIB, trial)
+    assert tpu_plan.table([row]).endswith("| >2 | <32 |")
 
 
 def test_slices_have_the_names_of_google_cloud():

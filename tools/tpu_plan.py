@@ -92,6 +92,8 @@ def describe(trial: Trial, topology: Topology, hbm: int) -> str:
         lines.append(f"  note           {', '.join(sorted(needless))}: devices that share a batch need not do this")
     if cost.usage.unread_loops:
         lines.append(f"  note           {cost.usage.unread_loops} loops of unknown length count once in XLA's estimate")
+    if cost.usage.unknown:
+        lines.append(f"  note           XLA knows no cycles of {cost.usage.unknown} operations: it takes longer")
     return "\n".join(lines)
 
 
@@ -138,7 +140,8 @@ def record(config_name: str, config: ConfigDict, topology: Topology, hbm: int, t
     if isinstance(cost, Cost):
         row |= {"flops": cost.flops, "bytes_accessed": cost.bytes_accessed, "turns": trial.turns}
         row["optimal_seconds"] = cost.optimal_seconds
-        row |= {"seconds": seconds(cost, topology), "utilisation": utilisation(trial, topology)}
+        row |= {"seconds": seconds(cost, topology), "unknown": cost.usage.unknown}
+        row |= {"utilisation": utilisation(trial, topology)}
         row["collectives"] = {kind: dataclasses.asdict(t) for kind, t in cost.usage.collectives.items()}
     return row
 
@@ -152,7 +155,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         if row["fits"]:
             rate = row["batch"] * row["chips"] / row["seconds"]
             flops, accessed = row["flops"] / 1e12, row["bytes_accessed"] / GIB
-            values = [f"{flops:.2f}", f"{accessed:.1f}", f"{row['seconds']:.3g}", f"{rate:.3g}"]
+            more, less = (">", "<") if row["unknown"] else ("", "")  # operations whose time XLA does not know
+            values = [f"{flops:.2f}", f"{accessed:.1f}", f"{more}{row['seconds']:.3g}", f"{less}{rate:.3g}"]
         known = [row[name] for name in ("config", "program", "slice", "dtype")]
         known += ["yes" if row["remat"] else "no", str(row["batch"]), memory]
         lines.append("| " + " | ".join([*known, *values]) + " |")
