@@ -30,4 +30,5 @@ def get_config(variant: str = ""):
     config.training.num_steps = 4500
     config.training.log_every = 25
     config.training.checkpoint_every = 500
+    config.eval.solvers = ("zero_filled", "cg_sense", "l1_wavelet", "msm_fast", "msm")
     return variants.apply(config, variant, VARIANTS)

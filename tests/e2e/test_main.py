@@ -80,7 +80,7 @@ def test_files_of_a_run_can_be_read(first):
         if name.endswith(".png"):
             assert imread(workdir / name).std() > 0, name
     rows = (workdir / "eval" / "metrics.csv").read_text().splitlines()
-    assert len(rows) == 1 + 6 * 4  # a header, then six scans by four solvers
+    assert len(rows) == 1 + 6 * 5  # a header, then six scans by five solvers
 
 
 def test_console_shows_the_log_and_nothing_else(first):
@@ -107,7 +107,7 @@ def test_summary_can_be_recomputed_from_the_stored_images(first):
                 for reference, mean in zip(arrays["reference"][real], arrays[f"{solver}/mean"][real], strict=True):
                     pair = (np.abs(reference).astype(float), np.abs(mean).astype(float))
                     found.append(peak_signal_noise_ratio(*pair, data_range=pair[0].max()))
-    assert set(values) == {"zero_filled", "cg_sense", "l1_wavelet", "msm"}
+    assert set(values) == {"zero_filled", "cg_sense", "l1_wavelet", "msm_fast", "msm"}
     for solver, found in values.items():
         stated = summary["solvers"][solver]["psnr"]
         assert len(found) == stated["n"] == 6
