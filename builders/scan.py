@@ -17,6 +17,7 @@ from infra.errors import UserError
 from infra.raw_readers import RawVolume
 from operators.coils import COIL_MAPS, find_acs, get_coil_maps
 from operators.masks import MaskDistribution, get_masks
+from operators.noise import outer_noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +120,7 @@ def prepare_scan(raw: RawVolume, options: Options, first_id: int = 0, keep_full:
     kspace, mask = raw.kspace[chosen], raw.mask[None]
     known = None if raw.maps is None else raw.maps[chosen]
     if raw.noise is None:
-        noise = steps.outer_noise(kspace, mask)
+        noise = outer_noise(kspace, mask)
     else:
         matrix, noise = steps.whitening(raw.noise), np.ones(kspace.shape[1])
         kspace = steps.combine_coils(matrix, kspace)
