@@ -38,14 +38,14 @@ def main(argv: list[str]) -> None:
     config_check.check(config)
     params, _ = checkpoints.load_ema_params(FLAGS.checkpoint, run_lib.build(config).template_params())
     batches = list(datasets.eval_batches(config, config.eval.split, config.eval.batch_size, config.eval.max_examples))
-    found = {}
-    for factor in sorted({1.0, *factors}, key=lambda f: f != 1):  # the true level first: the others are told from it
-        found[factor] = measure(config, params, [told(b, factor) for b in batches], config.eval.num_samples, {})
     print(f"{'noise told / true':<20}{'PSNR (dB)':>12}{'change':>9}{'SSIM':>9}{'change':>9}")
-    for factor in factors:
-        row = {name: (found[factor][name], found[factor][name] - found[1.0][name]) for name in ("psnr", "ssim")}
-        (psnr, psnr_change), (ssim, ssim_change) = row["psnr"], row["ssim"]
-        print(f"{factor:<20g}{psnr:>12.2f}{psnr_change:>+9.2f}{ssim:>9.3f}{ssim_change:>+9.3f}")
+    true = {}
+    for factor in sorted({1.0, *factors}, key=lambda f: (f != 1, f)):  # the true level first: others are told from it
+        found = measure(config, params, [told(b, factor) for b in batches], config.eval.num_samples, {})
+        true = true or found
+        psnr, ssim = found["psnr"], found["ssim"]
+        changes = psnr - true["psnr"], ssim - true["ssim"]
+        print(f"{factor:<20g}{psnr:>12.2f}{changes[0]:>+9.2f}{ssim:>9.3f}{changes[1]:>+9.3f}", flush=True)
 
 
 if __name__ == "__main__":

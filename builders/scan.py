@@ -92,7 +92,10 @@ class Scan:
 
 
 def draw_masks(options: Options, example_ids: np.ndarray) -> np.ndarray:
-    """(S,1,1,N) bool: one draw per example, fixed by (seed, example id), from the distribution of that name."""
+    """(S,1,1,N) bool, or (S,1,N,N) of entries: one draw per example from the distribution of that name.
+
+    It is fixed by (seed, example id).
+    """
     return np.asarray(_mask_drawer(options.size, options.mask, options.acceleration, options.acs_lines, options.seed)(
         np.asarray(example_ids, np.int32)
     ))  # fmt: skip
@@ -155,7 +158,7 @@ def prepare_scan(raw: RawVolume, options: Options, first_id: int = 0, keep_full:
         "matrix": list(raw.kspace.shape[2:]),
         "coils": y.shape[1],
         "full": full,
-        "lines": mask.shape[-2] == 1,
+        "lines": masks.shape[-2] == 1,
         "acs_lines": min(_acs_lines(m) for m in masks),
         "kept": float(masks.mean()),
         **_geometry(raw, options),
