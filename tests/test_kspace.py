@@ -185,6 +185,18 @@ def test_two_dimensional_masks():
     assert scan.facts["acs_lines"] >= 10 and not scan.facts["lines"] and scan.images is None
 
 
+def test_fully_sampled_scans_may_get_masks_of_entries():
+    raw, _, _ = full_scan()
+    options = quick(mask="cartesian_poisson_disc", acs_lines=8)
+    scan = prepare_scan(raw, options, first_id=70)
+    np.testing.assert_array_equal(scan.masks, draw_masks(options, np.array([70, 71])))
+    assert scan.masks.shape == (2, 1, 32, 32) and not scan.facts["lines"] and scan.facts["acs_lines"] == 8
+    assert (
+        scan.facts["full"] and scan.images is not None and not scan.y[~np.broadcast_to(scan.masks, scan.y.shape)].any()
+    )
+    assert scan.facts["kept"] == pytest.approx((64 + (1024 - 64) / 4) / 1024, abs=0.01)
+
+
 def test_saved_scan_comes_back(tmp_path):
     raw, _, _ = full_scan()
     scan = prepare_scan(raw, quick(), keep_full=True)
