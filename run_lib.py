@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 import datasets
 import tuning
+from builders import store
 from infra import (
     checkpoints,
     figures,
@@ -175,7 +176,7 @@ def _check_noise(config: ConfigDict) -> None:
         return
     schedule = get_schedule(config)
     low, high = (float(schedule.sigma(jnp.asarray(schedule.grid(2))[i])) for i in (1, 0))
-    stored = datasets.dataset_info(config)["settings"]["noise_std"]
+    stored = store.noise_std(datasets.dataset_info(config))
     noise_std, source = (
         (config.loss.redraw_noise_std, "loss.redraw_noise_std") if config.loss.redraw else (stored, config.data.dir)
     )

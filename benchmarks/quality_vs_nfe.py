@@ -85,13 +85,13 @@ FAMILIES = {
 }
 
 
-def measure(config, params, batches, num_samples: int, switches: dict) -> dict[str, float]:
-    """PSNR, SSIM, network calls and seconds per slice of the msm solver with `switches`."""
+def measure(config, params, batches, num_samples: int, switches: dict, name: str = "msm") -> dict[str, float]:
+    """PSNR, SSIM, network calls and seconds per slice of a solver with `switches` of config.solver."""
     config = config.copy_and_resolve_references()
     config.eval.num_samples = num_samples
     config.solver.update(switches)
     config_check.check(config)
-    solver = get_solver(config, run_lib.build(config), "msm")
+    solver = get_solver(config, run_lib.build(config), name)
     key = jax.random.key(config.seed)
     compiled = jax.jit(solver.solve).lower(key, params, batches[0].measurement, dict(solver.hyper)).compile()
     rows, seconds = [], 0.0

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from builders.store import REFERENCES, Records, refuse
 from operators.masks import MaskDistribution, get_masks
+from operators.noise import pixel_noise
 
 DATA_VERSION = "1.0.0"
 SPLITS = ("train", "validation", "test")
@@ -26,6 +27,7 @@ SIGMA_DATA_DEFINITION = (
     "|x|^2 is the sum over acquired pixels of (y^2 - noise_std^2) / P(pixel acquired)"
 )
 _CHUNK = 64  # masks drawn in one call
+_MOST_LOOKED_AT = 1000  # pictures that noise is estimated from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Settings:
       drop: how many of the grid^2 blocks are missing.
       noise_std: standard deviation of the noise per pixel and channel; images are in [-1,1].
       seed: of the dataset; with an example's id it determines mask and noise.
+      own_noise: that the pictures come with, per pixel and channel at `image_size` (shrinking averages it); None: to be
+        estimated (`operators.noise.pixel_noise`) from what is acquired of at most 1000 training pictures.
     """
 
     image_size: int = 64
@@ -47,6 +51,7 @@ class Settings:
     drop: int = 6
     noise_std: float = 0.0
     seed: int = 0
+    own_noise: float | None = 0.0
 
     def __post_init__(self):
         rules = (
@@ -55,8 +60,18 @@ class Settings:
             ("drop", 0 <= self.drop < self.grid**2, f"from 0 to {self.grid**2 - 1}, less than the blocks of the grid"),
             ("noise_std", self.noise_std >= 0, "at least 0"),
             ("seed", self.seed >= 0, "at least 0"),
+            ("own_noise", self.own_noise is None or self.own_noise >= 0, "at least 0, or 'estimate'"),
         )
         refuse(dataclasses.asdict(self) | {"size": self.image_size}, rules)
+
+    def total_noise(self) -> float:
+        """Standard deviation of both noises together; `own_noise` must be known."""
+        assert self.own_noise is not None
+        return float(np.hypot(self.noise_std, self.own_noise))
+
+    def identity(self) -> dict[str, Any]:
+        """JSON values: the settings, without an `own_noise` of 0, which is what stores without that key have."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if (name, value) != ("own_noise", 0.0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +237,7 @@ class ImageAcquisitions(_Images, skip_registration=True):
         settings = self._settings()
         mask = np.ones_like(mask) if self.builder_config.name == "full" else mask
         y = acquire(picture.pixels, mask, settings, picture.example_id)
-        return {"y": y, "mask": mask, "noise_std": settings.noise_std}
+        return {"y": y, "mask": mask, "noise_std": settings.total_noise()}
 
 
 class ImageReferences(_Images, skip_registration=True):
@@ -246,23 +261,27 @@ class Images:
     def __init__(self, settings: Settings, pictures: PictureSet):
         self.settings, self.pictures = settings, pictures
         self._loaded: Mapping[str, Sequence[Picture]] = {}
+        self._known = settings  # with the pictures' own noise as a number, after `load`
 
     def identity(self) -> dict[str, Any]:
         return {
             "data_version": DATA_VERSION,
-            "settings": dataclasses.asdict(self.settings),
+            "settings": self.settings.identity(),
             **self.pictures.identity(),
         }
 
     def load(self, scratch: Path) -> None:
         self._loaded = self.pictures.read(self.settings.image_size, scratch)
+        if self.settings.own_noise is None:
+            found = _own_noise(next(self._loaded[split] for split in SPLITS if len(self._loaded[split])), self.settings)
+            self._known = dataclasses.replace(self.settings, own_noise=found)
 
     def get_builders(self, folder: Path) -> dict[str, tfds.core.GeneratorBasedBuilder]:
         def build(cls: type[_Images], place: str, name: str, description: str) -> _Images:
             config = ImageConfig(
                 name=name,
                 description=description,
-                settings=self.settings,
+                settings=self._known,
                 pictures=self._loaded,
                 form=self.pictures.form,
             )
@@ -281,14 +300,30 @@ class Images:
         return {
             "kind": self.pictures.form.kind,
             "notes": ["Masks and noise are simulated."],
+            **self._noise(),
             **described,
             "command": f"{described['command']} {flags}",
             **_statistics(records["undersampled"], settings, self.pictures.form.channels),
         }
 
+    def _noise(self) -> dict[str, Any]:
+        """What the manifest says of noise that the pictures came with; nothing if they have none."""
+        if self.settings.own_noise == 0:
+            return {}
+        source = "estimated, an upper bound" if self.settings.own_noise is None else "given"
+        own = round(self._known.own_noise or 0.0, 6)
+        return {"noise_std": round(self._known.total_noise(), 6), "own_noise": {"noise_std": own, "from": source}}
+
+
+def _own_noise(pictures: Sequence[Picture], settings: Settings) -> float:
+    """Noise of the pictures themselves, from the pixels that their masks acquire of evenly spread ones."""
+    chosen = [pictures[i] for i in np.unique(np.linspace(0, len(pictures) - 1, _MOST_LOOKED_AT).astype(int))]
+    masks = draw_masks(settings, [picture.example_id for picture in chosen])
+    return pixel_noise((unit_range(p.pixels), mask) for p, mask in zip(chosen, masks, strict=True))
+
 
 def _flags(settings: Settings) -> dict[str, str]:
-    values = dataclasses.asdict(settings)
+    values = {name: "estimate" if value is None else value for name, value in settings.identity().items()}
     values = {"size": values.pop("image_size"), **values}
     return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}
 

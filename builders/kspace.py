@@ -13,7 +13,6 @@ from infra.errors import UserError
 from infra.raw_readers.volume import crop_readout
 
 CROPS = ("resolution", "fov")
-_OUTER = 0.1  # share of the acquired entries, the farthest out, and of the image's rows that noise is estimated from
 _PADDED = 0.1  # share of the lines that may be missing at either end of a fully sampled scan
 
 
@@ -100,27 +99,6 @@ def is_full(mask: np.ndarray) -> bool:
     most = int(_PADDED * mask.shape[-1])
     ends = acquired.size and acquired[0] <= most and acquired[-1] >= mask.shape[-1] - 1 - most
     return bool(ends and acquired.size == acquired[-1] - acquired[0] + 1)
-
-
-def outer_noise(kspace: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """(C,) float64: noise per real scalar of each coil of a scan without a noise scan; an upper bound.
-
-    Where there is nothing but noise, it is the median magnitude over that of the Rayleigh distribution, sqrt(2 ln 2).
-    Two places have little signal, and the smaller result is taken: the tenth of the acquired entries farthest from the
-    centre; and, for masks of lines, the tenth of the image's rows at its upper and lower edge, often air, seen by the
-    farther half of the lines (the inverse transform along the readout needs no other lines).
-    """
-    height, width = kspace.shape[2:]
-    row, column = np.meshgrid(*(np.abs(np.arange(n) - n // 2) / n for n in (height, width)), indexing="ij")
-    acquired = np.broadcast_to(mask[0, 0], (height, width))
-    distance = np.hypot(row, column)
-    places = [(kspace, acquired & (distance >= np.quantile(distance[acquired], 1 - _OUTER)))]
-    if mask.shape[-2] == 1:
-        rows = np.fft.fftshift(np.fft.ifft(np.fft.ifftshift(kspace, -2), axis=-2, norm="ortho"), -2)
-        edge = (row >= 0.5 - _OUTER / 2) & acquired & (column >= np.median(column[acquired]))
-        places.append((rows, edge))
-    found = [np.median(np.abs(values[:, :, place]), axis=(0, 2)) for values, place in places]
-    return np.min(found, axis=0).astype(np.float64) / np.sqrt(2 * np.log(2))
 
 
 def zero_filled(kspace: np.ndarray, maps: np.ndarray) -> np.ndarray:

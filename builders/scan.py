@@ -17,6 +17,7 @@ from infra.errors import UserError
 from infra.raw_readers import RawVolume
 from operators.coils import COIL_MAPS, find_acs, get_coil_maps
 from operators.masks import MaskDistribution, get_masks
+from operators.noise import outer_noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +92,10 @@ class Scan:
 
 
 def draw_masks(options: Options, example_ids: np.ndarray) -> np.ndarray:
-    """(S,1,1,N) bool: one draw per example, fixed by (seed, example id), from the distribution of that name."""
+    """(S,1,1,N) bool, or (S,1,N,N) of entries: one draw per example from the distribution of that name.
+
+    It is fixed by (seed, example id).
+    """
     return np.asarray(_mask_drawer(options.size, options.mask, options.acceleration, options.acs_lines, options.seed)(
         np.asarray(example_ids, np.int32)
     ))  # fmt: skip
@@ -119,7 +123,7 @@ def prepare_scan(raw: RawVolume, options: Options, first_id: int = 0, keep_full:
     kspace, mask = raw.kspace[chosen], raw.mask[None]
     known = None if raw.maps is None else raw.maps[chosen]
     if raw.noise is None:
-        noise = steps.outer_noise(kspace, mask)
+        noise = outer_noise(kspace, mask)
     else:
         matrix, noise = steps.whitening(raw.noise), np.ones(kspace.shape[1])
         kspace = steps.combine_coils(matrix, kspace)
@@ -154,7 +158,7 @@ def prepare_scan(raw: RawVolume, options: Options, first_id: int = 0, keep_full:
         "matrix": list(raw.kspace.shape[2:]),
         "coils": y.shape[1],
         "full": full,
-        "lines": mask.shape[-2] == 1,
+        "lines": masks.shape[-2] == 1,
         "acs_lines": min(_acs_lines(m) for m in masks),
         "kept": float(masks.mean()),
         **_geometry(raw, options),

@@ -93,6 +93,11 @@ def _has(manifest: Any, name: str) -> bool:
     return True
 
 
+def noise_std(manifest: Mapping[str, Any]) -> float:
+    """Noise per real scalar of a store's acquisitions: where its pictures had noise of their own, with that."""
+    return float(manifest.get("noise_std", manifest["settings"]["noise_std"]))
+
+
 def config_flags(settings: dict[str, Any]) -> str:
     """The flags that make a config fit a store of multi-coil scans with these settings."""
     names = {"image_size": "data", "num_coils": "data", "mask": "masks", "acceleration": "masks", "acs_lines": "masks"}

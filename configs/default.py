@@ -235,7 +235,8 @@ def _task() -> ConfigDict:
     # sparse_ct | mar | sparse_mar
     task.seed = 0  # of its masks and noise: one draw per example
     task.noise_std = 0.01  # per real scalar of y, in its units
-    task.acceleration = 4.0  # cs_mri: nominal R; masks.name says which kind of masks
+    task.masks = ""  # cs_mri: which kind of masks, a name for masks.name; empty: that of masks.name
+    task.acceleration = 4.0  # cs_mri: nominal R
     task.acs_lines = 6  # cs_mri
     task.factor = 4  # sr: of both axes
     task.box_size = 32  # box_inpainting: side in pixels, in the middle

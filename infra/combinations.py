@@ -155,12 +155,14 @@ def _coils_fit_transform(c: ConfigDict) -> str | None:
     return f"data.num_coils is {c.data.num_coils}: transform.name {c.transform.name!r} needs {needed}"
 
 
-@_must_fit("transform.name", "masks.name")
+@_must_fit("transform.name", "masks.name", "task.name", "task.masks")
 def _masks_fit_transform(c: ConfigDict) -> str | None:
-    if c.masks.name.startswith("cartesian_") == _is_mri(c):
-        return None
-    needed = "cartesian_random or cartesian_equispaced" if _is_mri(c) else "random_boxes"
-    return f"masks.name is {c.masks.name!r}: transform.name {c.transform.name!r} needs {needed}"
+    used = {"masks.name": c.masks.name, "task.masks": c.task.masks if c.task.name == "cs_mri" else ""}
+    for path, name in used.items():
+        if name and name.startswith("cartesian_") != _is_mri(c):
+            needed = "cartesian_random or another of MRI" if _is_mri(c) else "random_boxes"
+            return f"{path} is {name!r}: transform.name {c.transform.name!r} needs {needed}"
+    return None
 
 
 @_must_fit("transform.name", "data.augment")

@@ -83,6 +83,12 @@ def name(known: Callable[[], Iterable[str]]) -> Rule:
     )
 
 
+def name_or_empty(known: Callable[[], Iterable[str]]) -> Rule:
+    """One of the names that `known` returns, or empty."""
+    rule = name(known)
+    return Rule(lambda value: value == "" or rule.holds(value), lambda: f"empty or {rule.says()}", rule.hint)
+
+
 def choice(*known: str) -> Rule:
     """One of the given names."""
     return name(lambda: known)

@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import evaluation
+from builders import store
 from calibration import calibration_maps
 from infra import report, rounds, sharding
 from operators.tasks import Task
@@ -106,7 +107,7 @@ def _measurement_facts(config: ConfigDict, task: Task, info: dict[str, Any], mas
     """What the report says about the task: its parameters, how much of y is measured, its noise."""
     facts: dict[str, Any] = {"task": config.task.name}
     if config.task.name == "acquired":
-        noise_std, acceleration = info["settings"]["noise_std"], info.get("acceleration", {})
+        noise_std, acceleration = store.noise_std(info), info.get("acceleration", {})
         facts |= {f"acceleration, {name}": _of_split(value, config.eval.split) for name, value in acceleration.items()}
     else:
         noise_std = config.task.noise_std

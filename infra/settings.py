@@ -1,6 +1,18 @@
 """What every setting of a config must be, one rule each."""
 
-from infra.config_rules import Rule, choice, flag, folder_inside, integer, name, number, registered, several, text
+from infra.config_rules import (
+    Rule,
+    choice,
+    flag,
+    folder_inside,
+    integer,
+    name,
+    name_or_empty,
+    number,
+    registered,
+    several,
+    text,
+)
 from infra.tune_rules import TUNE
 
 RESERVED_FOLDERS = ("checkpoints", "checkpoints-meta", "tensorboard", "samples", "tune")
@@ -142,6 +154,7 @@ SETTINGS: dict[str, Rule] = {
     "task.name": name(registered("operators.tasks", "TASKS")),
     "task.seed": integer(0, 2**32 - 1),
     "task.noise_std": number(0),
+    "task.masks": name_or_empty(registered("operators.masks", "MASKS")),
     "task.acceleration": number(1),
     "task.acs_lines": integer(0),
     "task.factor": integer(1),

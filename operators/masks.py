@@ -1,7 +1,7 @@
 """Distributions p(S) of sampling masks: draws, inclusion probabilities and sequences that seek coverage.
 
 A mask is a boolean array; True marks what is measured. Shapes follow the measurement without its batch axis: (1,1,W)
-for columns of multi-coil k-space, (H,W,1) for images.
+for columns of multi-coil k-space, (1,H,W) for its entries, (H,W,1) for images.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,9 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from operators import poisson_disc
 from registry import Registry
 
 
@@ -22,7 +24,7 @@ class MaskDistribution(Protocol):
         ...
 
     def inclusion_probability(self) -> jax.Array:
-        """P(j in S), float32, shape of a mask; exact."""
+        """P(j in S), float32, shape of a mask; exact, but for Poisson discs."""
         ...
 
 
@@ -38,10 +40,10 @@ def get_masks(config, density: float = 0.0) -> MaskDistribution:
     return MASKS[config.masks.name](config.masks, config.data.image_size, density)
 
 
-def centre_lines(width: int, acs_lines: int) -> jax.Array:
+def centre_lines(width: int, acs_lines: int) -> np.ndarray:
     """(W,) bool: the `acs_lines` central columns, always measured (auto-calibration signal)."""
     start = width // 2 - acs_lines // 2
-    columns = jnp.arange(width)
+    columns = np.arange(width)
     return (columns >= start) & (columns < start + acs_lines)
 
 
@@ -120,6 +122,144 @@ def get_equispaced_cartesian(masks, size: int, density: float = 0.0) -> Equispac
     """Equispaced columns at nominal acceleration R."""
     keep = _keep_probability(size, masks.acs_lines, 1.0 / masks.acceleration, density)
     return EquispacedCartesian(size, masks.acs_lines, 1.0 / keep if keep > 1 / size else float(size))
+
+
+def _independent(key, probability, avoid) -> jax.Array:
+    """(W,) bool: every column with its own probability; `avoid` moves the kept ones to columns outside it."""
+    number_key, score_key = jax.random.split(key)
+    kept = jax.random.uniform(number_key, probability.shape) < probability
+    if avoid is None:
+        return kept
+    # As many columns, drawn one by one without replacement by their probability, those of `avoid` last.
+    score = jnp.log(probability) + jax.random.gumbel(score_key, probability.shape)
+    score = jnp.where(probability >= 1, jnp.inf, score - jnp.where(avoid.reshape(-1), 1e3, 0.0))
+    return (jnp.argsort(jnp.argsort(-score)) < jnp.sum(kept)) & (probability > 0)
+
+
+@dataclass(frozen=True)
+class VariableDensityCartesian:
+    """Columns, independently, with a probability that falls from 1 at the ACS to the edges of k-space.
+
+    p_j = min(1, c (1 - |d_j|)^2 + floor), d the distance from the centre over W/2, floor a tenth of the mean, and c
+    such that outside the ACS the mean is `keep`.
+    """
+
+    width: int
+    acs_lines: int
+    keep: float
+
+    def probability(self) -> np.ndarray:
+        """(W,) float64."""
+        acs = centre_lines(self.width, self.acs_lines)
+        fall = (1 - np.abs(np.arange(self.width) - self.width // 2) / (self.width / 2)) ** 2
+        if self.keep >= 1 or acs.all():
+            return np.ones(self.width)
+        low, high = 0.0, 1e6
+
+        def of(c):
+            return np.where(acs, 1.0, np.minimum(1.0, c * fall + 0.1 * self.keep))
+
+        for _ in range(100):
+            middle = (low + high) / 2
+            low, high = (middle, high) if of(middle)[~acs].mean() < self.keep else (low, middle)
+        return of(high)
+
+    def sample(self, key, avoid=None):
+        return _independent(key, self.probability(), avoid).reshape(1, 1, self.width)
+
+    def inclusion_probability(self):
+        return jnp.asarray(self.probability(), jnp.float32).reshape(1, 1, self.width)
+
+
+@MASKS.register("cartesian_variable_density")
+def get_variable_density_cartesian(masks, size: int, density: float = 0.0) -> VariableDensityCartesian:
+    """Random columns, denser towards the centre, at nominal acceleration R."""
+    keep = _keep_probability(size, masks.acs_lines, 1.0 / masks.acceleration, density)
+    return VariableDensityCartesian(size, masks.acs_lines, keep)
+
+
+@dataclass(frozen=True)
+class PartialFourierCartesian:
+    """Random columns of three quarters of k-space: the outer quarter of one side, drawn by lot, is never acquired.
+
+    Elsewhere outside the ACS columns are kept with one probability, such that over all of them the mean is `keep`;
+    where that is not possible, more than three quarters are acquired.
+    """
+
+    width: int
+    acs_lines: int
+    keep: float
+
+    def _sides(self) -> np.ndarray:
+        """(2,W) float64: the probabilities with the left and with the right side missing."""
+        acs = centre_lines(self.width, self.acs_lines)
+        wanted = self.keep * (~acs).sum()  # columns outside the ACS, in the mean
+        missing = min(self.width // 4, int((~acs).sum() - np.ceil(wanted - 1e-9)))
+        sides = []
+        for reach in (np.arange(self.width) >= missing, np.arange(self.width) < self.width - missing):
+            inside = reach & ~acs
+            sides.append(np.where(acs, 1.0, np.where(inside, wanted / max(1, inside.sum()), 0.0)))
+        return np.stack(sides)
+
+    def sample(self, key, avoid=None):
+        side_key, key = jax.random.split(key)
+        sides = jnp.asarray(self._sides())
+        left = jax.random.bernoulli(side_key)
+        return _independent(key, jnp.where(left, sides[0], sides[1]), avoid).reshape(1, 1, self.width)
+
+    def inclusion_probability(self):
+        return jnp.asarray(self._sides().mean(axis=0), jnp.float32).reshape(1, 1, self.width)
+
+
+@MASKS.register("cartesian_partial_fourier")
+def get_partial_fourier_cartesian(masks, size: int, density: float = 0.0) -> PartialFourierCartesian:
+    """Random columns of three quarters of k-space, at nominal acceleration R of the whole."""
+    keep = _keep_probability(size, masks.acs_lines, 1.0 / masks.acceleration, density)
+    return PartialFourierCartesian(size, masks.acs_lines, keep)
+
+
+@dataclass(frozen=True)
+class PoissonDisc:
+    """Entries of k-space: a central block of `acs` x `acs`, and `points` others at distances of operators/poisson_disc.
+
+    A mask has exactly that number, but for rare draws in which fewer find room; where more do, lots are drawn.
+    `centre_radius`: distance at the centre, which grows threefold to the middle of an edge.
+    """
+
+    size: int
+    acs: int
+    points: int
+    centre_radius: float
+
+    def sample(self, key, avoid=None):
+        order_key, lot_key = jax.random.split(key)
+        shape, acs = (self.size, self.size), poisson_disc.block(self.size, self.acs)
+        late = 0.0 if avoid is None else jnp.where(avoid.reshape(shape), 1.0 * acs.size, 0.0)  # covered ones come last
+        radius, reach = poisson_disc.radii(self.size, self.centre_radius), poisson_disc.reach_of(self.centre_radius)
+        order, lot = (poisson_disc.draw_order(k, self.size) + late for k in (order_key, lot_key))
+        taken = poisson_disc.choose(order, radius, jnp.asarray(~acs), reach)
+        lot = jnp.where(taken, lot, jnp.inf).ravel()
+        rank = jnp.argsort(jnp.argsort(lot)).reshape(shape)
+        return ((taken & (rank < self.points)) | acs)[None]
+
+    def inclusion_probability(self):
+        # By Monte Carlo: the mean of draws of fixed keys, and of their transposes, which are as probable.
+        draws = int(np.clip(2**22 // self.size**2, 64, 1024))
+        drawn = jax.lax.map(self.sample, jax.random.split(jax.random.key(0), draws), batch_size=16)
+        mean = jnp.mean(drawn, axis=0, dtype=jnp.float32)
+        return (mean + jnp.swapaxes(mean, -1, -2)) / 2
+
+
+@MASKS.register("cartesian_poisson_disc")
+def get_poisson_disc(masks, size: int, density: float = 0.0) -> PoissonDisc:
+    """Poisson-disc entries at nominal acceleration R; `masks.acs_lines` is the side of the central block.
+
+    Its inclusion probability has a standard error of at most 0.011 at 64 x 64, 0.044 at 256 x 256.
+    """
+    outside = size**2 - masks.acs_lines**2
+    keep = min(1.0, max(0.0, (density * size**2 - masks.acs_lines**2) / max(1, outside))) if density else 0.0
+    points = round((keep if density else 1.0 / masks.acceleration) * outside)
+    return PoissonDisc(size, masks.acs_lines, points, poisson_disc.centre_radius(size, masks.acs_lines, points))
 
 
 @dataclass(frozen=True)

@@ -114,10 +114,10 @@ def get_acquired(config, transform: Transform) -> Task:
 
 @TASKS.register("cs_mri")
 def get_cs_mri(config, transform: Transform) -> Task:
-    """Undersampled MRI with masks of the family `masks.name` at the task's acceleration, whatever the store's is."""
-    masks = MASKS[config.masks.name](config.task, config.data.image_size)
+    """Undersampled MRI with masks of a family and at an acceleration of the task, whatever the store's are."""
+    masks = MASKS[config.task.masks or config.masks.name](config.task, config.data.image_size)
     acquired = Acquisition(transform, config.solver.cg_steps)
-    return Task(acquired, masks.sample, ("acceleration", "acs_lines"))
+    return Task(acquired, masks.sample, ("masks", "acceleration", "acs_lines"))
 
 
 @TASKS.register("sr")

@@ -109,21 +109,6 @@ def test_fully_sampled_means_all_lines_but_padding_at_the_ends():
     assert not steps.is_full(np.ones((1, 1, 40, 40), bool))
 
 
-@pytest.mark.parametrize("lines", [True, False])
-def test_noise_at_the_edges_of_kspace_and_image(lines):
-    """White noise of known size in every coil, and signal in the middle of both."""
-    size, levels = 64, np.array([0.5, 1.0, 2.0])
-    noise = random_kspace(4, 3, size, size) * levels[:, None, None]
-    signal = np.zeros((size, size))
-    signal[24:40, 24:40] = 100
-    mask = column_masks(size, 1, acs=8)
-    mask = mask if lines else np.broadcast_to(mask, (1, 1, size, size)).copy()
-    found = steps.outer_noise(
-        np.where(mask, noise + np.where(np.hypot(*np.indices((size, size)) - 32) < 8, 50, 0), 0), mask
-    )
-    np.testing.assert_allclose(found, levels, rtol=0.08)
-
-
 def test_known_maps_follow_the_image():
     maps = np.broadcast_to(smooth_coils(32, 3), (2, 3, 32, 32))
     np.testing.assert_array_equal(steps.fit_maps(maps, 16, "fov"), maps[..., 8:24, 8:24])
@@ -198,6 +183,18 @@ def test_two_dimensional_masks():
     scan = prepare_scan(RawVolume(np.where(mask, raw.kspace, 0), mask), quick())
     np.testing.assert_array_equal(scan.masks, np.broadcast_to(mask, (2, 1, 32, 32)))
     assert scan.facts["acs_lines"] >= 10 and not scan.facts["lines"] and scan.images is None
+
+
+def test_fully_sampled_scans_may_get_masks_of_entries():
+    raw, _, _ = full_scan()
+    options = quick(mask="cartesian_poisson_disc", acs_lines=8)
+    scan = prepare_scan(raw, options, first_id=70)
+    np.testing.assert_array_equal(scan.masks, draw_masks(options, np.array([70, 71])))
+    assert scan.masks.shape == (2, 1, 32, 32) and not scan.facts["lines"] and scan.facts["acs_lines"] == 8
+    assert (
+        scan.facts["full"] and scan.images is not None and not scan.y[~np.broadcast_to(scan.masks, scan.y.shape)].any()
+    )
+    assert scan.facts["kept"] == pytest.approx((64 + (1024 - 64) / 4) / 1024, abs=0.01)
 
 
 def test_saved_scan_comes_back(tmp_path):

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 import operators.augment as augment
 from infra.errors import UserError
+from operators import poisson_disc
 from operators.fourier import fft2c, ifft2c
 from operators.masks import MASKS, get_masks, mask_sequence
 from operators.measurement import Measurement
@@ -104,10 +105,11 @@ def mask_config(name, size=16):
 @pytest.mark.parametrize("name", MASKS.names())
 def test_inclusion_probability_is_the_mean_of_the_draws(name, size):
     masks = get_masks(mask_config(name, size))
-    drawn = np.asarray(jax.vmap(masks.sample)(jax.random.split(jax.random.key(0), 4000)))
+    draws = 500 if name == "cartesian_poisson_disc" else 4000  # it takes as long
+    drawn = np.asarray(jax.vmap(masks.sample)(jax.random.split(jax.random.key(1), draws)))
     assert drawn.dtype == bool and drawn.shape[1:] == masks.inclusion_probability().shape
-    # five standard errors of a Bernoulli mean over 4000 draws
-    np.testing.assert_allclose(drawn.mean(0), masks.inclusion_probability(), atol=5 * 0.5 / np.sqrt(4000))
+    # five standard errors of a Bernoulli mean
+    np.testing.assert_allclose(drawn.mean(0), masks.inclusion_probability(), atol=5 * 0.5 / np.sqrt(draws))
 
 
 def test_random_cartesian_keeps_the_acs_and_lines_independently():
@@ -140,6 +142,58 @@ def test_complementary_masks_cover_more_than_independent_ones(name):
     keys = jax.random.split(jax.random.key(2), 300)
     iid, complement = (float(jnp.mean(jax.vmap(lambda k, o=o: covered(k, o))(keys))) for o in ("iid", "complement"))
     assert complement > iid + 0.02
+
+
+@pytest.mark.parametrize("size", [32, 33])
+@pytest.mark.parametrize("acceleration", [3.0, 6.0])
+def test_poisson_discs_keep_their_distance_and_number(size, acceleration):
+    """No two points are nearer than the larger of their distances, and no further one would find room before lots."""
+    config = mask_config("cartesian_poisson_disc", size)
+    config.masks.acceleration = acceleration
+    masks = get_masks(config)
+    drawn = np.asarray(jax.vmap(masks.sample)(jax.random.split(jax.random.key(3), 20)))
+    acs = poisson_disc.block(size, 4)
+    points = round((size**2 - 16) / acceleration)
+    assert drawn[:, 0, acs].all() and np.median(drawn.sum((1, 2, 3))) == points + 16
+    assert (np.abs(drawn.sum((1, 2, 3)) - 16 - points) <= 0.02 * points).all()
+    radius = np.asarray(poisson_disc.radii(size, masks.centre_radius))
+    for mask in drawn[:5, 0]:
+        places = np.argwhere(mask & ~acs)
+        apart = np.hypot(*(places[:, None] - places).transpose(2, 0, 1)) + 1e9 * np.eye(len(places))
+        own = radius[mask & ~acs]
+        assert (apart >= np.maximum(own[:, None], own)).all()
+    density = drawn[:, 0].mean(0)
+    away = np.hypot(*np.indices((size, size)) - size // 2)
+    assert density[away < size / 4].mean() > 1.5 * density[away > size / 2].mean()
+
+
+def test_poisson_discs_are_what_visiting_the_points_one_by_one_gives():
+    size, reach = 12, 4
+    radius = np.asarray(poisson_disc.radii(size, 0.9))
+    order = np.asarray(poisson_disc.draw_order(jax.random.key(5), size))
+    open_ = ~poisson_disc.block(size, 2)
+    taken = []
+    for place in sorted((tuple(p) for p in np.argwhere(open_)), key=lambda p: order[p]):
+        if all(np.hypot(place[0] - q[0], place[1] - q[1]) >= max(radius[place], radius[q]) for q in taken):
+            taken.append(place)
+    chosen = np.asarray(poisson_disc.choose(jnp.asarray(order), jnp.asarray(radius), jnp.asarray(open_), reach))
+    assert {tuple(p) for p in np.argwhere(chosen)} == set(taken)
+
+
+def test_variable_density_falls_from_the_centre_and_has_the_nominal_mean():
+    masks = get_masks(mask_config("cartesian_variable_density", 64))
+    p = np.asarray(masks.inclusion_probability())[0, 0]
+    assert (np.diff(p[32:]) <= 0).all() and (p[30:34] == 1).all() and p.min() > 0
+    np.testing.assert_allclose(np.delete(p, np.s_[30:34]).mean(), 0.25, rtol=1e-5)
+
+
+def test_partial_fourier_leaves_a_quarter_of_one_side_out():
+    masks = get_masks(mask_config("cartesian_partial_fourier", 64))
+    drawn = np.asarray(jax.vmap(masks.sample)(jax.random.split(jax.random.key(4), 400)))[:, 0, 0]
+    left, right = drawn[:, :16].any(1), drawn[:, 48:].any(1)
+    assert not (left & right).any() and (drawn[:, 30:34]).all()
+    assert 0.35 < left.mean() < 0.65
+    assert abs(np.delete(drawn, np.s_[30:34], axis=1).mean() - 0.25) < 0.01
 
 
 def test_complementary_masks_start_again_once_all_is_covered():

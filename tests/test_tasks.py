@@ -292,3 +292,21 @@ def test_variants_of_mri():
     assert config.training.num_steps == 500 and config.masks.acceleration == 4.0
     assert "unknown config variant 'csmr4'; did you mean 'csmri4'?" in message_of(brain64_msm.get_config, "smoke+csmr4")
     assert "unknown config variant ''" in message_of(brain64_msm.get_config, "smoke+")
+
+
+@pytest.mark.parametrize(("masks", "shape"), [("", (1, 1, 12)), ("cartesian_poisson_disc", (1, 12, 12))])
+def test_mri_has_masks_of_its_own_if_asked(masks, shape):
+    config = task_config("cs_mri")
+    config.task.masks = masks
+    task = get_task(config, get_transform(config))
+    assert task.draw_mask is not None and jax.eval_shape(task.draw_mask, jax.random.key(0)).shape == shape
+
+
+def test_masks_of_a_task_must_be_of_mri():
+    config = brain64_msm.get_config("csmri4")
+    config.task.masks = "random_boxes"
+    (problem,) = find_problems(config)
+    assert problem.startswith("task.masks is 'random_boxes': transform.name 'multicoil_fourier' needs cartesian_random")
+    config.task.masks = "cartesian_poison_disc"
+    (problem,) = find_problems(config)
+    assert "it must be empty or one of" in problem and "did you mean 'cartesian_poisson_disc'?" in problem

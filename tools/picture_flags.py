@@ -8,7 +8,7 @@ from absl import flags
 
 from builders.folder import Division
 from builders.images import SPLITS, Images, PictureSet, Settings
-from builders.store import prepare_store
+from builders.store import noise_std, prepare_store
 from infra.errors import UserError
 
 _OUT = flags.DEFINE_string("out", None, "Folder of the store.", required=True)
@@ -17,6 +17,9 @@ _MASK = flags.DEFINE_enum("mask", "random_boxes", ["random_boxes"], "Distributio
 _GRID = flags.DEFINE_integer("grid", 4, "Blocks per side of a mask; a divisor of the size.")
 _DROP = flags.DEFINE_integer("drop", 6, "How many of the grid^2 blocks are missing.")
 _NOISE = flags.DEFINE_float("noise_std", 0.0, "Noise per pixel and channel; images are in [-1,1].")
+_OWN_NOISE = flags.DEFINE_string(
+    "own_noise", "0", "Noise that the pictures come with, per pixel and channel, or 'estimate': from the pictures."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Dataset seed: fixes mask and noise of every example.")
 _LISTS = {
     split: flags.DEFINE_string(f"{split}_list", None, f"File with what is {split}: paths in the folder, by line.")
@@ -43,24 +46,34 @@ def divides() -> bool:
     return any(flag.value is not None for flag in (*_LISTS.values(), *_COUNTS.values()))
 
 
+def _own_noise(text: str) -> float | None:
+    """The number of --own_noise; None: to be estimated."""
+    try:
+        return None if text == "estimate" else float(text)
+    except ValueError as error:
+        raise UserError(f"--own_noise is {text!r}: it must be a number or 'estimate'") from error
+
+
 def make(pictures: PictureSet) -> None:
     """Makes the store of the flags, unless it is there, and prints what is in it and what was left out."""
     start = time.monotonic()
-    settings = Settings(_SIZE.value, _MASK.value, _GRID.value, _DROP.value, _NOISE.value, _SEED.value)
+    settings = Settings(
+        _SIZE.value, _MASK.value, _GRID.value, _DROP.value, _NOISE.value, _SEED.value, _own_noise(_OWN_NOISE.value)
+    )
     manifest, written = prepare_store(Path(_OUT.value), Images(settings, pictures))
     if not written:
         print(f"{_OUT.value}: already complete")
         return
-    print(f"{_OUT.value}: {_told(manifest, settings)}; {time.monotonic() - start:.1f} s")
+    print(f"{_OUT.value}: {_told(manifest)}; {time.monotonic() - start:.1f} s")
     problems = manifest.get("left_out", {})
     if problems:
         print("files left out:", *(f"  {name}: {problem}" for name, problem in problems.items()), sep="\n")
 
 
-def _told(manifest: dict[str, Any], settings: Settings) -> str:
+def _told(manifest: dict[str, Any]) -> str:
     counts = ", ".join(f"{split} {count}" for split, count in manifest["counts"].items())
     kept = manifest["keep_fraction"]["effective"]["train"]
     return (
-        f"{counts} images; {kept:.1%} of the pixels acquired; noise {settings.noise_std:g}; "
+        f"{counts} images; {kept:.1%} of the pixels acquired; noise {noise_std(manifest):g}; "
         f"sigma_data {manifest['sigma_data']:.3f}"
     )

@@ -30,6 +30,7 @@ from builders.scans import RawScans
 from builders.store import config_flags, prepare_store
 from infra import command_line
 from infra.raw_readers import RAW_READERS, read_raw
+from operators.masks import MASKS
 
 SOME_LEFT_OUT = 3  # exit status: the store is complete but for files that could not be used
 
@@ -44,8 +45,9 @@ _COILS = flags.DEFINE_integer("coils", 0, "Compress to so many virtual coils; 0:
 _MAPS = flags.DEFINE_enum("maps", "espirit", ["espirit", "walsh", "lowres"], "Estimator of the coil maps.")
 _SLICES = flags.DEFINE_string("slices", ":", "START:STOP of the slices to take, as in Python, e.g. 0:-5.")
 _MASK = flags.DEFINE_enum(
-    "mask", "cartesian_random", ["cartesian_random", "cartesian_equispaced"], "Masks of fully sampled scans."
-)
+    "mask", "cartesian_random", [name for name in MASKS.names() if name.startswith("cartesian_")],
+    "Masks of fully sampled scans.",
+)  # fmt: skip
 _ACCELERATION = flags.DEFINE_float("acceleration", 4.0, "Nominal R of these masks; 1 leaves the scans whole.")
 _ACS = flags.DEFINE_integer("acs_lines", None, "Central lines of these masks; default 20 at 256 and in proportion.")
 _SEED = flags.DEFINE_integer("seed", 0, "Fixes the mask of every slice.")
