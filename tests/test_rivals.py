@@ -1,6 +1,7 @@
 """The rivals of MSM on the same seam: SSDU, ambient diffusion and A-DPS, DPS, DDNM; exact cases, then whole runs."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import losses
+import run_lib
 import ssdu
 from configs import brain64_ambient, brain64_ssdu
 from infra.config_check import find_problems
@@ -16,7 +18,12 @@ from operators.acquisition import Acquisition
 from operators.masks import get_masks
 from operators.measurement import Measurement
 from operators.transform import Identity
+from sde_lib import get_schedule
+from solvers import get_solver
+from solvers.dps import get_dps_update
 from tests.test_losses import PARAMS, SIZE, parts, toy_config, toy_measurement
+from tests.test_sampling import experiment
+from tests.tiny_model import register
 
 
 def rival_config(loss="ssdu"):
@@ -150,3 +157,103 @@ def test_every_solver_is_told_apart_from_the_networks_it_cannot_use():
     config.training.picture_solver, config.loss.ambient_keep = "ssdu", 1.0
     told = "; ".join(find_problems(config, "train"))
     assert "its network is trained by loss.name 'ssdu', not 'ambient'" in told and "must hide some entries" in told
+
+
+def gaussian_world(solver, **changes):
+    """Four noisy-measured pixels of a white image of variance 4 and mean 0, whose exact denoiser is a gain."""
+    config = rival_config("msm")
+    config.eval.num_samples, config.schedule.sigma_max = 400, 10.0
+    for path, value in changes.items():
+        section, key = path.split("__")
+        config[section][key] = value
+    variance, size = 4.0, 2
+
+    def denoise(params, s_t, mask, maps, t):
+        z0 = jnp.where(mask, s_t, 0) * (variance / (variance + jnp.exp(2 * t)))[:, None, None, None]
+        return Denoised(s0=z0, eps=(s_t - z0), z0=z0)
+
+    transform = Identity()
+    parts = {"config": config, "transform": transform, "operator": Acquisition(transform), "denoise": denoise}
+    world = SimpleNamespace(**parts, schedule=get_schedule(config), masks=get_masks(config))
+    mask = np.ones((1, size, size, 1), bool)
+    mask[0, 0] = False
+    y = np.where(mask, np.linspace(1, 2, size * size * 3).reshape(1, size, size, 3), 0).astype(np.float32)
+    m = Measurement(y, mask, None, np.full(1, 1e-3, np.float32), np.zeros(1, np.int32))
+    chosen = get_solver(config, world, solver)
+    return jax.jit(chosen.solve)(jax.random.key(0), None, m, chosen.hyper), m, chosen
+
+
+def test_dps_nears_the_posterior_of_a_gaussian():
+    """White prior: measured pixels come near y, the others keep the prior's mean 0 and standard deviation 2."""
+    samples, m, solver = gaussian_world("dps", dps__num_levels=100, dps__zeta=0.1)
+    assert solver.nfe == solver.gradients == 100
+    seen = np.broadcast_to(m.mask, m.y.shape)
+    np.testing.assert_allclose(np.mean(samples, 0)[seen], m.y[seen], atol=0.1)
+    assert np.all(np.std(samples, 0)[seen] < 0.3)
+    np.testing.assert_allclose(np.mean(samples, 0)[~seen], 0, atol=0.35)  # 3.5 standard errors
+    np.testing.assert_allclose(np.std(samples, 0)[~seen], 2.0, atol=0.3)
+
+
+def test_dps_update_takes_the_published_step():
+    """x0 = c u: the displacement is 2 zeta c H^H r / |r| for H = M T, with several coils and complex images."""
+    m, transform = toy_measurement(2), parts(rival_config())[1]
+    operator, c, zeta = Acquisition(transform), 0.5 + 0.2j, 0.3
+    u = transform.noise(jax.random.key(5), (2, SIZE, SIZE))
+    level = {"t": jnp.float32(0.0), "sigma": jnp.float32(1.0), "next": jnp.float32(0.0)}
+    update = get_dps_update(operator, lambda v, mask, t: c * v, m, jnp.ones((2, 1, 1, 1), bool), zeta)
+    moved = update(u, jnp.zeros_like(u), level)
+    residual = m.y - operator.forward(c * u, m.mask, m.maps)
+    norm = np.linalg.norm(np.reshape(residual, (2, -1)), axis=1)[:, None, None]
+    expected = c * u + 2 * zeta * np.conj(c) * operator.adjoint(residual, m.mask, m.maps) / norm
+    np.testing.assert_allclose(moved, expected, atol=1e-5)
+
+
+def test_ddnm_keeps_measured_entries_exactly_and_draws_the_others():
+    samples, m, solver = gaussian_world("ddnm")
+    assert solver.nfe == 100 and solver.gradients == 0
+    seen = np.broadcast_to(m.mask, m.y.shape)
+    np.testing.assert_allclose(samples[:, seen], np.broadcast_to(m.y[seen], (400, seen.sum())), atol=1e-6)
+    assert np.all(np.std(samples, 0)[~seen] > 0.5)
+
+
+@pytest.mark.parametrize("mask", ["drawn", "own"])
+def test_a_dps_network_sees_one_thinned_mask_per_sample_or_the_scans_own(mask):
+    config, seen = rival_config("ambient"), []
+    config.dps.mask, config.dps.num_levels, config.eval.num_samples = mask, 2, 2
+    world, m = experiment(config), toy_measurement(2)
+
+    def spy(params, s_t, mask, maps, t):
+        jax.debug.callback(lambda a: seen.append(np.asarray(a)), mask)
+        return Denoised(s0=s_t, eps=s_t, z0=jnp.where(mask, s_t, 0))
+
+    world.denoise = spy
+    solver = get_solver(config, world, "a_dps")
+    samples = solver.solve(jax.random.key(0), None, m, solver.hyper)
+    jax.effects_barrier()
+    assert samples.shape == (2, 2, SIZE, SIZE) and np.all(np.isfinite(samples))
+    one, other = seen
+    np.testing.assert_array_equal(one, other)  # the same at every level
+    assert one.shape == (4, 1, 1, SIZE)
+    if mask == "own":
+        np.testing.assert_array_equal(one, np.tile(m.mask, (2, 1, 1, 1)))
+    else:
+        assert len(np.unique(one, axis=0)) > 1 and one.mean() < 0.75
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("name", ["ssdu", "ambient"])
+def test_training_and_evaluation_need_no_clean_image(name, tiny_store, nan_reference_store, tmp_path):
+    """Whole runs of a tiny network; with NaN for every reference, training is the same bit by bit."""
+    register()
+    module, solver = {"ssdu": (brain64_ssdu, "ssdu"), "ambient": (brain64_ambient, "a_dps")}[name]
+    folders = []
+    for store in (tiny_store, nan_reference_store):
+        config = module.get_config("smoke")
+        config.data.image_size, config.masks.acs_lines, config.data.dir = 32, 4, str(store)
+        config.model.name, config.training.num_steps, config.eval.solvers = "tiny", 2, ("zero_filled", solver)
+        folders.append(tmp_path / store.name)
+        run_lib.train(config, str(folders[-1]))
+    assert (folders[0] / "metrics.jsonl").read_bytes() == (folders[1] / "metrics.jsonl").read_bytes()
+    config.data.dir = str(tiny_store)
+    summary = run_lib.evaluate(config, str(folders[0]))
+    assert np.isfinite(summary["solvers"][solver]["psnr"]["mean"])
