@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import ssdu
 from models.denoiser import Denoised, get_loss_weight, per_example
+from operators.acquisition import Acquisition
 from operators.augment import get_augment_fn
 from operators.masks import MaskDistribution
 from operators.measurement import Measurement
@@ -52,7 +54,9 @@ def example_keys(key: jax.Array, example_id: jax.Array) -> jax.Array:
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(example_id)
 
 
-def msm_loss(denoise, schedule, transform, weight, s, mask, maps, noise, t, reduction="observed") -> jax.Array:
+def msm_loss(
+    denoise, schedule, transform, weight, s, mask, maps, noise, t, reduction="observed", judged=None
+) -> jax.Array:
     """The noiseless MSM loss (docs/method.md): weight(sigma_t) mean |s - s0_hat|^2 over the mask, for each example.
 
     Args:
@@ -65,14 +69,17 @@ def msm_loss(denoise, schedule, transform, weight, s, mask, maps, noise, t, redu
       noise: N(0,1) per real scalar, shape of s.
       t: (B,) levels.
       reduction: 'observed' divides by the number of observed real scalars, 'all' by the number of all (published code).
+      judged: bool, compare the estimate of the whole measurement here instead; None for `mask`.
 
     Returns:
       (B,) float32.
     """
     sigma = schedule.sigma(t)
     s_t = jnp.where(mask, per_example(schedule.alpha(t), s) * (s + per_example(sigma, s) * noise), 0)
-    error = jnp.where(mask, s - denoise(s_t, mask, maps, t).s0, 0)
-    counted = mask if reduction == "observed" else jnp.ones_like(mask)
+    out = denoise(s_t, mask, maps, t)
+    judged, estimate = (mask, out.s0) if judged is None else (judged, out.z0)
+    error = jnp.where(judged, s - estimate, 0)
+    counted = judged if reduction == "observed" else jnp.ones_like(judged)
     return weight(sigma) * real_mean(error, error, observed_scalars(transform, counted, s.shape))
 
 
@@ -165,11 +172,9 @@ def get_prepare_fn(config, transform: Transform, masks: MaskDistribution) -> Pre
         mask = masks.sample(mask_key)
         return jnp.where(mask, y + redraw_std * transform.noise(noise_key, y.shape), 0), mask
 
-    def thin(key, mask):
-        """Keeps a random share of the acquired entries, and all that p(S) always keeps."""
+    def keep_share(key, mask):
         share_key, keep_key = jax.random.split(key)
-        share = jax.random.uniform(share_key, minval=min_keep, maxval=1.0)
-        return mask & (always | (jax.random.uniform(keep_key, mask.shape) < share))
+        return thin(keep_key, mask, always, jax.random.uniform(share_key, minval=min_keep, maxval=1.0))
 
     def prepare(keys, measurement):
         if config.loss.redraw:
@@ -177,10 +182,15 @@ def get_prepare_fn(config, transform: Transform, masks: MaskDistribution) -> Pre
             noise_std = jnp.full_like(measurement.noise_std, redraw_std)
             measurement = measurement.replace(y=y, mask=mask, noise_std=noise_std)
         if min_keep < 1:  # before the symmetries: they move the lines that p(S) always keeps
-            measurement = measurement.replace(mask=jax.vmap(thin)(split_keys(keys, 1), measurement.mask))
+            measurement = measurement.replace(mask=jax.vmap(keep_share)(split_keys(keys, 1), measurement.mask))
         return augment(split_keys(keys, 0), measurement)
 
     return prepare
+
+
+def thin(key: jax.Array, mask: jax.Array, always: jax.Array, share) -> jax.Array:
+    """One example's mask without some of its entries: each is kept with probability `share`, those of `always` ever."""
+    return mask & (always | (jax.random.uniform(key, mask.shape) < share))
 
 
 def split_keys(keys: jax.Array, number: int) -> jax.Array:
@@ -244,6 +254,49 @@ def published_count(config, transform: Transform, shape: tuple[int, ...]) -> flo
     image = math.prod(transform.image_shape(shape)[1:]) * transform.real_scalars
     masks = config.masks
     return image / (round(masks.drop / masks.grid**2, 1) if masks.name == "random_boxes" else masks.acceleration)
+
+
+@LOSSES.register("ssdu")
+def get_ssdu_loss(config, schedule, transform, masks, denoise) -> LossFn:
+    """SSDU, see ssdu.py: reconstruct from Theta, a random part of the acquired entries, and compare with the others."""
+    augment, always = get_augment_fn(config), masks.inclusion_probability() >= 1.0
+    reconstruct = ssdu.get_reconstruct_fn(config, schedule, transform, Acquisition(transform))
+
+    def loss(params, measurement, key):
+        keys = example_keys(key, measurement.example_id)
+        share = partial(ssdu.split, always=always, share=config.ssdu.share)
+        theta, judged = jax.vmap(share)(split_keys(keys, 1), measurement.mask)
+        given, other = (augment(split_keys(keys, 0), measurement.replace(mask=mask)) for mask in (theta, judged))
+        x = reconstruct(partial(denoise, params), given)
+        return ssdu.normalised_loss(transform.forward(x, given.maps), given.y, other.mask)
+
+    return loss
+
+
+@LOSSES.register("ambient")
+def get_ambient_loss(config, schedule, transform, masks, denoise) -> LossFn:
+    """Ambient diffusion (Daras et al. 2023, arXiv 2305.19256; for MRI Aali et al. 2024, arXiv 2403.08728).
+
+    The network is given a part of the acquired entries, each kept with probability `loss.ambient_keep`, of the noisy
+    image, S' (y + sigma T n), and judged on all of them: weight(sigma) mean |S (y - T x0_hat)|^2. Since it cannot know
+    which entries it will be judged on, the minimiser is E[x | S' T (x + sigma n)]. MSM's `loss.min_keep` judges the
+    kept entries alone.
+    """
+    weight, augment = get_loss_weight(config), get_augment_fn(config)
+    always = masks.inclusion_probability() >= 1.0
+
+    def loss(params, measurement, key):
+        keys = example_keys(key, measurement.example_id)
+        kept = jax.vmap(partial(thin, always=always, share=config.loss.ambient_keep))(
+            split_keys(keys, 1), measurement.mask
+        )
+        given, m = (augment(split_keys(keys, 0), measurement.replace(mask=mask)) for mask in (kept, measurement.mask))
+        t = jax.vmap(schedule.sample)(split_keys(keys, 2))
+        noise = transform.forward(draw_noise(transform, split_keys(keys, 3), transform.image_shape(m.y.shape)), m.maps)
+        bound, reduction = partial(denoise, params), config.loss.reduction
+        return msm_loss(bound, schedule, transform, weight, m.y, given.mask, m.maps, noise, t, reduction, m.mask)
+
+    return loss
 
 
 @LOSSES.register("dsm")

@@ -8,9 +8,7 @@ prints the table. Calls are all network calls of a scan: levels x masks x sample
 samples, mean over the slices of `eval.split` of the config; seconds per slice without compilation.
 """
 
-import csv
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -22,11 +20,9 @@ from ml_collections import config_flags
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import datasets
-import evaluation
 import run_lib
+from benchmarks import measuring
 from infra import checkpoints, command_line, config_check
-from infra.atomic import atomic_write_text
-from metrics import natural_range, psnr, ssim
 from solvers import get_solver
 
 FLAGS = flags.FLAGS
@@ -92,19 +88,13 @@ def measure(config, params, batches, num_samples: int, switches: dict, name: str
     config.solver.update(switches)
     config_check.check(config)
     solver = get_solver(config, run_lib.build(config), name)
-    key = jax.random.key(config.seed)
-    compiled = jax.jit(solver.solve).lower(key, params, batches[0].measurement, dict(solver.hyper)).compile()
-    rows, seconds = [], 0.0
-    for batch in batches:
-        begin = time.monotonic()
-        samples = np.asarray(compiled(key, params, batch.measurement, dict(solver.hyper)))
-        seconds += time.monotonic() - begin
-        mean, _ = evaluation.summarize_samples(samples)
-        kept = batch.measurement.example_id != evaluation.PADDING_ID
-        for reference, image in zip(batch.reference[kept], mean[kept], strict=True):
-            rows.append([metric(reference, image, natural_range(reference)) for metric in (psnr, ssim)])
-    means = np.mean(rows, axis=0)
-    return {"calls": solver.nfe * num_samples, "psnr": means[0], "ssim": means[1], "seconds": seconds / len(rows)}
+    found = measuring.measure(solver, jax.random.key(config.seed), params, batches)
+    return {
+        "calls": solver.nfe * num_samples,
+        "psnr": float(np.mean(found.psnr)),
+        "ssim": float(np.mean(found.ssim)),
+        "seconds": found.seconds,
+    }
 
 
 def front_plot(found: dict[str, dict[str, str]], path: Path) -> None:
@@ -132,15 +122,14 @@ def main(argv: list[str]) -> None:
     batches = list(datasets.eval_batches(config, split, size, limit))
     out.mkdir(parents=True, exist_ok=True)
     path = out / "front.csv"
-    found = {row["setting"]: row for row in csv.DictReader(path.open())} if path.exists() else {}
+    found = measuring.read_table(path, "setting")
     settings = {name: how for family in FAMILIES.values() for name, how in family.items()}
     for name, (num_samples, switches) in settings.items():
         if name in found or not any(wanted in name for wanted in FLAGS.only.split(",")):
             continue
         figures = measure(config, params, batches, num_samples, switches)
         found[name] = {"setting": name, **{key: f"{value:.4f}" for key, value in figures.items()}}
-        lines = [",".join(("setting", *figures)), *(",".join(f'"{v}"' for v in row.values()) for row in found.values())]
-        atomic_write_text(path, "\n".join(lines) + "\n")
+        measuring.write_table(path, found.values())
         print(found[name], flush=True)
     front_plot(found, out / "front.png")
 

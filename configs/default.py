@@ -20,6 +20,9 @@ def get_config() -> ConfigDict:
     config.solver = _solver()
     config.msm_fast = _msm_fast()
     config.score_sde = _score_sde()
+    config.ssdu = _ssdu()
+    config.dps = _dps()
+    config.ddnm = _ddnm()
     config.task = _task()
     config.baselines = _baselines()
     config.eval = _eval()
@@ -107,12 +110,14 @@ def _schedule() -> ConfigDict:
 def _loss() -> ConfigDict:
     """What training minimises, and what it makes of an acquisition."""
     loss = ConfigDict()
-    loss.name = "msm"  # msm | msm_sure (noisy measurements) | dsm (clean images: the oracle)
+    loss.name = "msm"  # msm | msm_sure (noisy measurements) | dsm (clean images: the oracle) |
+    # rivals that learn from measurements: ssdu (config.ssdu) | ambient
     loss.reduction = "observed"  # observed | all (the published code's: mean over measured and unmeasured scalars)
     loss.min_keep = 0.7  # each example keeps a uniform(min_keep, 1) share of its acquired lines; 1 keeps all
     loss.sure_weight = 0.05  # msm_sure: weight of the risk estimate beside the denoising term
     loss.sure_tau = 0.005  # msm_sure: step of the finite difference that measures the network's divergence
     loss.sure_count = "observed"  # msm_sure: observed | published (their code's wrong count of scalars)
+    loss.ambient_keep = 0.8  # ambient: probability that the network is given an acquired line; of R 4 it makes R 5
     loss.redraw = False  # ablation that sees clean data: a fresh mask and fresh noise at every step
     loss.redraw_noise_std = 0.0  # noise per real scalar that the ablation adds
     return loss
@@ -225,6 +230,34 @@ def _score_sde() -> ConfigDict:
         score_sde[name].predictor = "reverse_diffusion"
         score_sde[name].corrector = "langevin"  # langevin | ald | none
     return score_sde
+
+
+def _ssdu() -> ConfigDict:
+    """Of loss and solver ssdu (ssdu.py); reconstruct with what was trained with."""
+    ssdu = ConfigDict()
+    ssdu.share = 0.4  # of the acquired lines outside the ACS, on which training judges (published: 0.4)
+    ssdu.sigma = 0.05  # noise level that the network is told: how wrong the image is that it is given; brain64 at
+    # learning rate 1e-3 learns nothing with 0.1 and diverges with 0.3
+    ssdu.unrolls = 1  # K: network calls, each followed by a step of data consistency (published: 10)
+    return ssdu
+
+
+def _dps() -> ConfigDict:
+    """Of the solvers dps and a_dps."""
+    dps = ConfigDict()
+    dps.num_levels = 100  # each a network call and its gradient
+    dps.zeta = 1.0  # step down the data's misfit, in units of the image
+    dps.mask = "drawn"  # a_dps: what the network is given, drawn (published: one draw per sample) | own (the scan's)
+    return dps
+
+
+def _ddnm() -> ConfigDict:
+    """Of the solver ddnm, as published."""
+    ddnm = ConfigDict()
+    ddnm.num_levels = 100
+    ddnm.consistency = "pseudo_inverse"  # published | least_squares: weighs the data by their noise
+    ddnm.eta = 0.85  # share of fresh noise in a step
+    return ddnm
 
 
 def _task() -> ConfigDict:

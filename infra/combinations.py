@@ -13,6 +13,9 @@ TASKS_OF_CT = ("sparse_ct", "mar", "sparse_mar")
 UNSCALED = ("edm", "ve")  # schedules whose alpha is 1, between schedule.sigma_min and sigma_max
 SYMMETRIES = {"multicoil_fourier": ("flip", "shift", "phase"), "real_fourier": ("flip", "shift")}  # else mirror
 
+NETWORK_OF = {"ssdu": "ssdu", "a_dps": "ambient"}  # solvers that need the network of one loss
+DIFFUSION = ("msm", "dps", "ddnm", "projection", "langevin_projection", "baseline", "langevin")
+
 
 def _is_mri(c: ConfigDict) -> bool:
     return c.transform.name.endswith("_fourier")
@@ -182,6 +185,35 @@ def _loss_fits_data(c: ConfigDict) -> str | None:
     if clean and c.data.acquisition != "full":
         return f"data.acquisition is {c.data.acquisition!r}: {clean[0]} needs 'full', clean data"
     return None
+
+
+@_must_fit("loss.name", "loss.redraw", "loss.ambient_keep")
+def _rivals_hide_acquired_entries(c: ConfigDict) -> str | None:
+    if c.loss.name in ("ssdu", "ambient") and c.loss.redraw:
+        return f"loss.redraw is True: loss.name {c.loss.name!r} learns from one mask per acquisition; set it to False"
+    if c.loss.name == "ambient" and c.loss.ambient_keep == 1:
+        return "loss.ambient_keep is 1: loss.name 'ambient' must hide some entries; take 0.8"
+    return None
+
+
+def _solvers_have_their_networks(where: str, mode: str) -> None:
+    @_must_fit(where, "loss.name", mode=mode)
+    def trained_for(c: ConfigDict) -> str | None:
+        section, key = where.split(".")
+        named = c[section][key]
+        for solver in (named,) if isinstance(named, str) else named:
+            loss = NETWORK_OF.get(solver, c.loss.name)
+            if loss != c.loss.name:
+                return f"{where} names {solver!r}: its network is trained by loss.name {loss!r}, not {c.loss.name!r}"
+            if c.loss.name == "ssdu" and solver in DIFFUSION:
+                return (
+                    f"{where} names {solver!r}: loss.name 'ssdu' trains no denoiser of every noise level; take 'ssdu'"
+                )
+        return None
+
+
+for _where, _mode in (("training.picture_solver", "train"), ("eval.solvers", "eval"), ("tune.solver", "tune")):
+    _solvers_have_their_networks(_where, _mode)
 
 
 @_must_fit("loss.name", "loss.redraw", "loss.redraw_noise_std", "data.acquisition")

@@ -100,6 +100,7 @@ SETTINGS: dict[str, Rule] = {
     "loss.sure_weight": number(0),
     "loss.sure_tau": number(above=0),
     "loss.sure_count": choice("observed", "published"),
+    "loss.ambient_keep": number(above=0, high=1),
     "loss.redraw": flag(),
     "loss.redraw_noise_std": number(0),
     "optim.learning_rate": number(above=0),
@@ -148,6 +149,15 @@ SETTINGS: dict[str, Rule] = {
         for solver, (strength, rules) in SCORE_SOLVERS.items()
         for key, rule in {"num_levels": integer(1), strength: STRENGTH[strength], **rules}.items()
     },
+    "ssdu.share": number(above=0, below=1),
+    "ssdu.sigma": number(above=0),
+    "ssdu.unrolls": integer(1),
+    "dps.num_levels": integer(1),
+    "dps.zeta": number(0),
+    "dps.mask": choice("drawn", "own"),
+    "ddnm.num_levels": integer(1),
+    "ddnm.consistency": choice("pseudo_inverse", "least_squares"),
+    "ddnm.eta": number(0, 1),
     **{f"baselines.{name}": number(0) for name in ("ridge", "wavelet", "tv")},
     "baselines.fbp_window": name(registered("operators.ct", "WINDOWS")),
     # evaluation

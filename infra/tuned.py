@@ -22,6 +22,11 @@ def add(path: Path, solver: str, found: Mapping[str, Any]) -> None:
     atomic_write_json(path, {**entries, solver: dict(found)})
 
 
+def has(path: str, solver: str) -> bool:
+    """Whether the file says anything of this solver. Raises UserError as `apply` does where it cannot be read."""
+    return solver in _read(Path(path).expanduser())
+
+
 def apply(path: str, solvers: Mapping[str, Solver]) -> dict[str, Solver]:
     """Returns `solvers` with the tuned hyper-parameters of those that the file has; the others keep theirs.
 

@@ -121,6 +121,15 @@ def get_likelihood_gradient(experiment, copies: Measurement, gamma) -> Callable:
     return gradient
 
 
+def get_copies(key: jax.Array, measurement: Measurement, number: int) -> tuple[Measurement, jax.Array]:
+    """Returns `number` copies of a batch (B,...), one after the other (number*B,...), and a key of each one's own."""
+    size = measurement.noise_std.shape[0]
+    copies = jax.tree.map(lambda a: every_copy(jnp.asarray(a), number * size), measurement)
+    keys = example_keys(key, measurement.example_id)
+    keys = jax.vmap(lambda k: jax.vmap(lambda i: jax.random.fold_in(i, k))(keys))(jnp.arange(number))
+    return copies, keys.reshape(-1)
+
+
 def get_guided_solver(
     config,
     experiment,
@@ -142,9 +151,7 @@ def get_guided_solver(
 
     def solve(key, params, measurement, hyper):
         size = measurement.noise_std.shape[0]
-        copies = jax.tree.map(lambda a: every_copy(jnp.asarray(a), number * size), measurement)
-        keys = example_keys(key, measurement.example_id)
-        keys = jax.vmap(lambda k: jax.vmap(lambda i: jax.random.fold_in(i, k))(keys))(jnp.arange(number)).reshape(-1)
+        copies, keys = get_copies(key, measurement, number)
 
         def denoise(s_t, mask, maps, t):
             return experiment.denoise(params, s_t, mask, maps, t)

@@ -44,6 +44,7 @@ class Solver:
         empty for solvers that draw none.
       num_samples: K, posterior samples per scan.
       nfe: network calls per sample; 0 for classical methods.
+      gradients: how many of these calls are also differentiated, a backward pass each.
     """
 
     solve: SolveFn
@@ -52,6 +53,7 @@ class Solver:
     spread: Mapping[str, Range] = dataclasses.field(default_factory=dict)
     num_samples: int = 1
     nfe: int = 0
+    gradients: int = 0
 
 
 def temper(samples, temperature):

@@ -17,7 +17,7 @@ from tests.small_runs import assert_same_run, small_config
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING_CODE = [
-    *(ROOT / name for name in ("losses.py", "sampling.py", "sde_lib.py")),
+    *(ROOT / name for name in ("losses.py", "ssdu.py", "sampling.py", "sde_lib.py")),
     *(path for folder in ("models", "operators", "solvers") for path in sorted((ROOT / folder).glob("*.py"))),
 ]
 
