@@ -73,8 +73,7 @@ def get_reconstruct_fn(config, schedule: Schedule, transform: Transform, operato
             out = denoise(per_example(schedule.alpha(level), z) * z, whole, m.maps, level)
             return transform.adjoint(out.z0, m.maps)
 
-        start = consistent(jnp.zeros(operator.image_shape(m.y.shape), transform.dtype))
-        x = start
+        x = consistent(jnp.zeros(operator.image_shape(m.y.shape), transform.dtype))
         for _ in range(unrolls):  # not a scan: XLA's CPU backend computes convolutions in loops several times slower
             x = consistent(regularise(x))
         return x
