@@ -106,6 +106,9 @@ def front_plot(found: dict[str, dict[str, str]], path: Path) -> None:
             rows = [found[setting] for setting in settings if setting in found]
             axes.plot([float(r["calls"]) for r in rows], [float(r[column]) for r in rows], "o", ms=5, label=family)
         axes.set(xscale="log", xlabel="network calls per scan", ylabel=name)
+        values = [float(row[column]) for row in found.values()]
+        if len(values) > 20:  # a setting that fails would squeeze the others
+            axes.set_ylim(bottom=np.quantile(values, 0.02) - 0.03 * np.ptp(values))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
