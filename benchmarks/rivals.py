@@ -71,6 +71,7 @@ def config_for(given, solver: str, folder: str, changes):
         trained = workdir.config_of(folder)
         for section in OF_THE_NETWORK:
             config[section] = trained[section]
+        config.data.acquisition = trained.data.acquisition  # of the training; eval.acquisition is what is reconstructed
     for name, value in changes.items():
         section, key = name.split(".")
         if section not in config or key not in config[section]:

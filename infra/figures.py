@@ -28,11 +28,20 @@ LABELS = {
     "l1_wavelet": "l1-wavelet",
     "tv": "Total variation",
     "msm": "MSM",
+    "msm_fast": "MSM, fast",
+    "ssdu": "SSDU",
+    "dps": "DPS",
+    "a_dps": "A-DPS",
+    "ddnm": "DDNM",
+    "projection": "Projection",
+    "langevin_projection": "Langevin + proj.",
+    "baseline": "Score guidance",
+    "langevin": "Langevin",
 }
 UNREGULARISED = ("zero_filled", "pseudo_inverse")  # their errors would leave the others' maps black
 ERROR_MAP, STD_MAP = "inferno", "viridis"
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
-_MARKERS = "osD^vPX"
+_MARKERS = "osD^v"  # 5 and 7 share no factor: 35 solvers differ
 WINDOW_PERCENTILE = 98.5  # of the reference magnitude: bright fat above it would darken the brain
 TUNING_LABELS = {"held_out": "held-out error", "crps": "CRPS of hidden entries", "psnr": "PSNR (dB)", "ssim": "SSIM"}
 _DPI = 130
