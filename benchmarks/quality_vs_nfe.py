@@ -128,7 +128,7 @@ def main(argv: list[str]) -> None:
     found = measuring.read_table(path, "setting")
     settings = {name: how for family in FAMILIES.values() for name, how in family.items()}
     for name, (num_samples, switches) in settings.items():
-        if name in found or not any(wanted in name for wanted in FLAGS.only.split(",")):
+        if name in found or not any(wanted in name for wanted in FLAGS.only):
             continue
         figures = measure(config, params, batches, num_samples, switches)
         found[name] = {"setting": name, **{key: f"{value:.4f}" for key, value in figures.items()}}
@@ -141,6 +141,6 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "The run's config.")
     flags.DEFINE_string("checkpoint", None, "Folder of the network's checkpoint.")
     flags.DEFINE_string("out", None, "Folder for front.csv and front.png.")
-    flags.DEFINE_string("only", "", "Measure only settings whose name holds one of these, separated by commas.")
+    flags.DEFINE_multi_string("only", [""], "Measure only settings whose name holds this; may be given several times.")
     flags.mark_flags_as_required(["config", "checkpoint", "out"])
     command_line.start(main)
