@@ -12,10 +12,18 @@ import jax
 import numpy as np
 
 import evaluation
+import run_lib
 from infra.atomic import atomic_write_text
 from metrics import natural_range, psnr, ssim
 from operators.measurement import EvalExample
+from operators.tasks import get_task
 from solvers.registry import Solver
+
+
+def build_for_task(config) -> run_lib.Experiment:
+    """The experiment of a config, whose operator is that of `config.task`, as in evaluation."""
+    experiment = run_lib.build(config)
+    return dataclasses.replace(experiment, operator=get_task(config, experiment.transform).operator)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -87,7 +87,7 @@ def measure(config, params, batches, num_samples: int, switches: dict, name: str
     config.eval.num_samples = num_samples
     config.solver.update(switches)
     config_check.check(config)
-    solver = get_solver(config, run_lib.build(config), name)
+    solver = get_solver(config, measuring.build_for_task(config), name)
     found = measuring.measure(solver, jax.random.key(config.seed), params, batches)
     return {
         "calls": solver.nfe * num_samples,

@@ -17,7 +17,6 @@ seconds per slice without compilation; memory of the compiled program for a batc
 """
 
 import ast
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -29,12 +28,10 @@ from ml_collections import config_flags
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import datasets
-import run_lib
 from benchmarks import measuring
 from infra import checkpoints, command_line, config_check, tuned, workdir
 from infra.atomic import atomic_write_text
 from infra.errors import UserError
-from operators.tasks import get_task
 from solvers import get_solver
 
 FLAGS = flags.FLAGS
@@ -84,8 +81,7 @@ def config_for(given, solver: str, folder: str, changes):
 
 def measure(config, solver_name: str, folder: str, paths: list[str], batches) -> dict[str, str]:
     """The row of one method, without its name."""
-    experiment = run_lib.build(config)
-    experiment = dataclasses.replace(experiment, operator=get_task(config, experiment.transform).operator)
+    experiment = measuring.build_for_task(config)
     solver = get_solver(config, experiment, solver_name)
     for path in paths:
         if tuned.has(path, solver_name):
