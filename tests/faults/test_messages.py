@@ -111,7 +111,7 @@ COMMANDS = {
     ),
     "three": (
         "main TOY RUN --config.model.patch_size=3 --config.optim.ema_rate=1.0 --config.loss.name=mms",
-        "loss.name is 'mms': it must be one of dsm, msm, msm_sure; did you mean 'msm'?\n"
+        "loss.name is 'mms': it must be one of ambient, dsm, msm, msm_sure, ssdu; did you mean 'msm'?\n"
         "optim.ema_rate is 1.0: it must be a number of at least 0 and less than 1\n"
         "data.image_size is 32: it must be a multiple of 3 = model.patch_size * 2^(levels-1); change it, or "
         "use a smaller model.patch_size or fewer levels in model.channel_mult",
@@ -197,7 +197,7 @@ COMMANDS = {
     ),
     "tuned other": (
         "main TOY RUN --mode=eval --config.eval.checkpoint={at}/net --config.eval.tuned={at}/best.json",
-        "{at}/best.json is of tv, eval.solvers are zero_filled, cg_sense, l1_wavelet, msm: tune one of "
+        "{at}/best.json is of tv, eval.solvers are zero_filled, cg_sense, l1_wavelet, msm_fast, msm: tune one of "
         "these, or evaluate one of those",
     ),
     "lpips": (
