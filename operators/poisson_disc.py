@@ -63,7 +63,7 @@ def choose(order: jax.Array, radius: jax.Array, open_: jax.Array, reach: int) ->
         taken, undecided = state
         waiting = jnp.where(undecided, order, jnp.inf)
         first = undecided & (order < over_neighbours(jnp.minimum, jnp.full_like(order, jnp.inf), waiting))
-        struck = over_neighbours(jnp.minimum, jnp.full_like(order, jnp.inf), jnp.where(first, 0.0, jnp.inf)) == 0
+        struck = over_neighbours(jnp.minimum, jnp.full_like(order, jnp.inf), jnp.where(first, 0.0, jnp.inf)) < jnp.inf
         return taken | first, undecided & ~first & ~struck
 
     nobody = jnp.zeros_like(open_)

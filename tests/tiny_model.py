@@ -1,10 +1,13 @@
 """A network that compiles in a second, and commands that use it, for tests of what happens around a network."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from flax import linen as nn
+from ml_collections import ConfigDict
 
 from models.registry import MODELS
+from tests.small_runs import small_config
 
 CONFIG = "configs/brain64_msm.py:smoke"
 SETTINGS = {"data.image_size": 32, "masks.acs_lines": 4, "model.name": "tiny", "denoiser.sandwich": "adjoint"}
@@ -26,6 +29,14 @@ def register() -> None:
     """Makes `--config.model.name=tiny` known to this process, once."""
     if "tiny" not in MODELS:
         MODELS.register("tiny")(lambda config, in_channels: TinyModel(in_channels))
+
+
+def get_config(store: Path, changes: Mapping[str, object]) -> ConfigDict:
+    """`small_config` with the tiny network and `changes`, {"section.name": value}."""
+    register()
+    config = small_config(store)
+    config.update_from_flattened_dict({**SETTINGS, **changes})
+    return config
 
 
 def command_line(workdir: Path, store: Path, cache: Path, mode: str = "train", **settings: object) -> list[str]:

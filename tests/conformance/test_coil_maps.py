@@ -26,14 +26,13 @@ def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.abs(np.sum(np.conj(a) * b, axis=1))[both]
 
 
-def check_agreement(ours: np.ndarray, theirs: np.ndarray, median: float = 0.999, percentile: float = 0.90) -> None:
-    """Prints and checks agreement within the common support, and that the supports are nearly the same."""
+def agree(ours: np.ndarray, theirs: np.ndarray, median: float = 0.999, percentile: float = 0.90) -> bool:
+    """Prints agreement within the common support; whether it suffices and the supports are nearly the same."""
     found = correlations(ours, theirs)
     support = [np.mean(np.abs(maps).sum(1) > 0) for maps in (ours, theirs)]
     print(f"median {np.median(found):.5f}, 1st percentile {np.percentile(found, 1):.4f}, support {support}")
-    assert np.median(found) >= median
-    assert np.percentile(found, 1) >= percentile
-    assert abs(support[0] - support[1]) < 0.05
+    close = np.median(found) >= median and np.percentile(found, 1) >= percentile
+    return bool(close and abs(support[0] - support[1]) < 0.05)
 
 
 def bart_maps(folder, y: np.ndarray, *arguments: str) -> np.ndarray:
@@ -61,7 +60,7 @@ def test_espirit_agrees_with_bart(tmp_path):
     """Both with their defaults."""
     scans, _ = brain_scans(128, 4)
     ours = np.asarray(get_coil_maps("espirit")(scans.y, scans.mask))
-    check_agreement(ours, bart_maps(tmp_path, scans.y))
+    assert agree(ours, bart_maps(tmp_path, scans.y))
 
 
 @needs_bart
@@ -69,7 +68,7 @@ def test_espirit_of_few_lines_agrees_with_bart(tmp_path):
     """Where 6 ACS lines are too few for BART's default kernel, and BART is told the one that we choose."""
     scans = isolated(64)
     ours = np.asarray(get_coil_maps("espirit")(scans.y, scans.mask))
-    check_agreement(ours, bart_maps(tmp_path, scans.y, "-k", "6:3:1"))
+    assert agree(ours, bart_maps(tmp_path, scans.y, "-k", "6:3:1"))
 
 
 @needs_bart
@@ -93,7 +92,7 @@ def test_espirit_agrees_with_sigpy(size, kernel, block):
     settings = {"calib_width": block, "kernel_width": kernel, "thresh": 0.001**0.5, "crop": 0.8, "show_pbar": False}
     theirs = np.stack([calib(y, **settings).run() for y in scans.y])
     ours = get_coil_maps("espirit", calibration=block, kernel=(kernel, kernel))(scans.y, scans.mask)
-    check_agreement(np.asarray(ours), theirs)
+    assert agree(np.asarray(ours), theirs)
 
 
 @pytest.mark.parametrize(("size", "count", "percentile"), [(128, 2, 0.999), (64, 4, 0.98)])

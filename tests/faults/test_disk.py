@@ -100,15 +100,12 @@ MODES = {
 
 def tiny_config(store: Path):
     """A run of the tiny network: two rounds or three trials of all modes but training, which has four steps."""
-    tiny_model.register()
-    config = small_config(store)
     changes = {
         **{"eval.solvers": ("zero_filled",), "eval.batch_size": 3},
         **{"sampling.num_images": 4, "sampling.batch_size": 2, "sampling.check_images": 0},
         **{"tune.solver": "cg_sense", "tune.trials": 3, "sampling.reference_split": "none"},
     }
-    config.update_from_flattened_dict({**tiny_model.SETTINGS, **changes})
-    return config
+    return tiny_model.get_config(store, changes)
 
 
 @pytest.mark.parametrize("mode", MODES)

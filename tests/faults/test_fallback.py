@@ -14,7 +14,7 @@ import run_lib
 from tests import tiny_model
 from tests.checkpoint_runs import largest_file
 from tests.checks import hashes, message_of
-from tests.small_runs import quick_compilation, saved_state, small_config
+from tests.small_runs import quick_compilation, saved_state
 
 HARM = {
     "truncated": lambda folder: os.truncate(largest_file(folder / "state"), 100),
@@ -29,8 +29,6 @@ MODES = {
 
 def tiny_config(store: Path):
     """Four steps with a checkpoint at each second; one small round or trial of every other mode."""
-    tiny_model.register()
-    config = small_config(store)
     changes = {
         **{"training.checkpoint_every": 2, "training.resume_every": 100, "training.num_steps": 4},
         **{"eval.solvers": ("zero_filled", "msm"), "eval.max_examples": 1, "eval.batch_size": 1},
@@ -38,8 +36,7 @@ def tiny_config(store: Path):
         **{"sampling.num_images": 1, "sampling.batch_size": 1, "sampling.check_images": 0},
         **{"sampling.reference_split": "none", "tune.trials": 1, "tune.max_examples": 1, "tune.batch_size": 1},
     }
-    config.update_from_flattened_dict({**tiny_model.SETTINGS, **changes})
-    return config
+    return tiny_model.get_config(store, changes)
 
 
 @pytest.fixture(scope="module")
