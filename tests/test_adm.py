@@ -46,6 +46,25 @@ def toy():
 # --- layers against numpy ---------------------------------------------------------------------------------------------
 
 
+def test_gradients_of_a_convolution_are_those_of_jax_in_the_layout_of_the_fast_path():
+    """Kernels [0, 1, o, i] are what XLA's CPU backend computes with plain code inside loops."""
+    rng = np.random.default_rng(0)
+    x, kernel, weight = (rng.standard_normal(s, dtype=np.float32) for s in ((2, 5, 6, 3), (3, 3, 3, 4), (2, 5, 6, 4)))
+
+    def plain(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+
+    def gradient(convolve, argument):
+        return jax.jit(jax.grad(lambda *a: jnp.sum(weight * convolve(*a) ** 2), argument))
+
+    for argument in (0, 1):
+        expected = gradient(plain, argument)(x, kernel)
+        np.testing.assert_allclose(gradient(layers.conv3x3, argument)(x, kernel), expected, rtol=1e-4, atol=1e-4)
+    swapped = ["x[0, 1, o, i]->" in gradient(c, 0).lower(x, kernel).as_text() for c in (plain, layers.conv3x3)]
+    assert swapped == [True, False]
+
+
 @pytest.mark.parametrize(("channels", "groups"), [(64, 32), (96, 32), (48, 24), (16, 16), (5, 5), (34, 17)])
 def test_group_norm(channels, groups):
     assert layers.num_groups(channels) == groups
