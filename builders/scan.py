@@ -75,7 +75,8 @@ class Scan:
       y: (S,C,N,N) complex64, divided by the scale, 0 where not acquired.
       masks: (S,1,1,N) bool of lines, or (S,1,N,N).
       maps: (S,C,N,N) complex64.
-      images: (S,N,N) complex64 references, in the units of y; None unless the scan is fully sampled.
+      images: (S,N,N) complex64 references, in the units of y; None unless the scan is fully sampled and
+        they were asked for.
       full: (S,C,N,N) complex64, every entry of a fully sampled scan; None if it was not kept.
       facts: plain values: 'slices' numbers in the file, 'scale', 'noise_std' per real scalar in the units of y,
         'noise_from', 'steps' in their order, 'matrix', 'coils', 'pixel_mm' (rows, columns, thickness) if known,
@@ -108,11 +109,13 @@ def _mask_drawer(size: int, mask: str, acceleration: float, acs_lines: int, seed
     return jax.jit(jax.vmap(lambda example_id: drawn.sample(jax.random.fold_in(jax.random.key(seed), example_id))))
 
 
-def prepare_scan(raw: RawVolume, options: Options, first_id: int = 0, keep_full: bool = False) -> Scan:
+def prepare_scan(
+    raw: RawVolume, options: Options, first_id: int = 0, keep_full: bool = False, references: bool = True
+) -> Scan:
     """Turns a raw scan into examples: slices, whitening, size, mask, coil compression, maps, one scale.
 
     Coil compression and maps see what the mask acquired and nothing else; the references of a fully sampled scan have
-    maps of their own, from its whole centre. The id of slice i of the file is `first_id` + i.
+    maps of their own, from its whole centre, which take as long again. The id of slice i of the file is `first_id` + i.
 
     Raises UserError for a scan that the options do not fit.
     """
@@ -164,7 +167,7 @@ def prepare_scan(raw: RawVolume, options: Options, first_id: int = 0, keep_full:
         **_geometry(raw, options),
     }
     images = None
-    if full:
+    if full and references:
         whole = maps if known is not None else np.asarray(estimate(kspace, mask))
         images = (steps.zero_filled(kspace, whole) / scale).astype(np.complex64)
     return Scan(

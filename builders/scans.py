@@ -145,7 +145,7 @@ class ScanReferences(_Scans, skip_registration=True):
         return {"image": complex_tensor(self.builder_config.size, self.builder_config.size)}
 
     def _record(self, scan: Scan, index: int) -> dict:
-        assert scan.images is not None  # of fully sampled scans
+        assert scan.images is not None  # of fully sampled scans outside train
         return {"image": scan.images[index]}
 
 
@@ -179,7 +179,9 @@ class RawScans:
             names = [name for name in names if Path(name).stem in table and not table[Path(name).stem].drop]
             if not names:
                 raise UserError(f"the table keeps no file of {folder}; its FILE column has names without suffix")
-        scan_files.divide({name: name for name in names}, patterns)  # a mistake in them is told before any work
+        splits = scan_files.divide({name: name for name in names}, patterns)  # mistakes in them are told at once
+        # Without patterns the splits are known only when every patient is: any scan may need references then.
+        self._referenced = {name for name in names if not patterns or splits[name] != "train"}
         self.names, self._ids = names, example_ids(names, bits=21)
         self.problems: dict[str, str] = {}
         self._scans: dict[str, list[Stored]] = {}
@@ -230,7 +232,8 @@ class RawScans:
         """A scan that is prepared, now or by an earlier start; or what is wrong with it."""
         first_id = self._ids[name] * MOST_SLICES
         options, content = self._options_of(name), self.digests[name]
-        made_of = (DATA_VERSION, name, first_id, content, options, self.keep_full, self._reader)
+        keep = self.keep_full, name in self._referenced
+        made_of = (DATA_VERSION, name, first_id, content, options, keep, self._reader)
         path = self.partial / f"{hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]}.npz"
         if path.exists():
             try:
@@ -246,7 +249,7 @@ class RawScans:
         try:
             if len(raw.kspace) > MOST_SLICES:
                 raise UserError(f"{len(raw.kspace)} slices are more than {MOST_SLICES}; split the file")
-            scan = prepare_scan(raw, options, first_id, self.keep_full)
+            scan = prepare_scan(raw, options, first_id, *keep)
         except UserError as error:
             return str(error)
         patient = str(raw.header.get("patient_id", ""))  # stays in the raw file: the store only tells patients apart

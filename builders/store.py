@@ -7,10 +7,12 @@ A store appears whole or not at all: it is written beside its place and renamed.
 """
 
 import contextlib
+import fcntl
 import importlib.metadata
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ from infra.errors import DISK_ERRORS, UserError
 
 MANIFEST = "manifest.json"
 REFERENCES = "references"
+_LOCK = "lock"  # in the folder in which a store grows: held as long as the process lives, however it ends
 _PACKAGES = ("numpy", "jax", "tensorflow-datasets", "array_record")
 
 # What a manifest must have, beside the settings that the config determines; docs/data.md says what they mean.
@@ -114,13 +117,14 @@ def prepare_store(out: Path, source: Source) -> tuple[dict, bool]:
 
     Returns:
       (manifest, whether anything was written). A complete store of the same identity is left alone; a damaged one of
-      the same identity is made again.
+      the same identity is made again. What killed preparations of this store left beside it is deleted.
 
     Raises:
       UserError: `out` holds another store, or something else; or what the source raises.
     """
     wanted = source.identity()
     found = _existing(out)
+    _drop_leftovers(out)
     if found:
         grouped = [name for name, value in wanted.items() if isinstance(value, dict)]
         old, new = ({**i, **{k: v for name in grouped for k, v in i.get(name, {}).items()}} for i in (found, wanted))
@@ -132,16 +136,16 @@ def prepare_store(out: Path, source: Source) -> tuple[dict, bool]:
     temporary = out.parent / f".{out.name}.tmp-{os.getpid()}"
     made, scratch = temporary / "store", temporary / "scratch"
     try:
-        for folder in (made, scratch):
-            folder.mkdir(parents=True)
-        manifest = _write(made, scratch, source) | wanted
-        (made / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-        if out.exists():
-            discarded = out.parent / f".{out.name}.old-{os.getpid()}"
-            os.rename(out, discarded)
-            os.rename(made, out)
-            shutil.rmtree(discarded)
-        else:
+        temporary.mkdir(parents=True)
+        with (temporary / _LOCK).open("w") as lock:
+            with contextlib.suppress(OSError):  # a file system without locks: nobody else can take it either
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            for folder in (made, scratch):
+                folder.mkdir()
+            manifest = _write(made, scratch, source) | wanted
+            (made / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+            if out.exists():
+                os.rename(out, temporary / "damaged")
             os.rename(made, out)
     except OSError as error:
         if not made.exists() or error.errno in DISK_ERRORS:
@@ -151,6 +155,15 @@ def prepare_store(out: Path, source: Source) -> tuple[dict, bool]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return manifest, True
+
+
+def _drop_leftovers(out: Path) -> None:
+    """Deletes the folders in which processes that were killed were making this store: nobody holds their locks."""
+    for folder in out.parent.glob(".*.tmp-*"):
+        if re.fullmatch(re.escape(f".{out.name}.tmp-") + "[0-9]+", folder.name):
+            with contextlib.suppress(OSError), (folder / _LOCK).open("r+") as lock:  # none: just begun, or not ours
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _existing(out: Path) -> dict | None:

@@ -13,8 +13,11 @@ from ml_collections import ConfigDict
 
 import datasets
 import run_lib
+from benchmarks.preparation_time import write as write_timed
 from builders import scan_files, scans
+from builders.brain import SOURCE
 from builders.scan import Options
+from builders.simulate import ifft2c
 from builders.store import prepare_store
 from configs.default import get_config
 from infra.raw_readers import read_raw
@@ -204,6 +207,29 @@ def test_a_killed_preparation_goes_on(full, tmp_path, monkeypatch):
     assert len(read) == 4  # of 6
     assert hashes(tmp_path / "store") == hashes(out / "store")
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_scans_that_are_known_to_be_for_training_get_no_references(full, tmp_path):
+    """Their maps from the whole centre would take as long as those from the acquired lines, for nothing."""
+    folder, _, _ = full
+    for patterns, expected in (({"test": ["*5.h5", "*4.h5"]}, 2), ({}, 6)):
+        made = source(folder, tmp_path, patterns=patterns)
+        made.load(tmp_path)
+        every = [(split, scans.load_scan(scan.path)) for split, chosen in made._scans.items() for scan in chosen]
+        assert all(scan.facts["full"] for _, scan in every)
+        assert sum(scan.images is not None for _, scan in every) == expected
+        assert all(scan.images is not None for split, scan in every if split != "train")
+        made.finish()
+
+
+def test_files_of_the_timing_are_fully_sampled_scans(tmp_path):
+    write_timed(tmp_path / "head.h5", size=128, coils=2, slices=2)
+    raw = read_raw(tmp_path / "head.h5")
+    assert raw.kspace.shape == (2, 2, 128, 128) and raw.mask.all() and raw.noise is None
+    with np.load(SOURCE, allow_pickle=False) as heads:
+        expected = heads["brain2"][4:6].astype(np.float64)
+    combined = np.sqrt(np.sum(np.abs(ifft2c(raw.kspace)) ** 2, axis=1))
+    assert np.abs(combined - expected).max() < 0.03 * expected.max()  # noise of 0.005 per scalar, 33,000 pixels
 
 
 def test_coil_counts_that_differ_are_padded_with_empty_coils(tmp_path):

@@ -1,5 +1,6 @@
 """What the data store holds, and how it is made."""
 
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -186,6 +187,22 @@ def test_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         store.prepare_store(tmp_path / "store", brain.Brains(brain.default_settings(32), 6))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_leftovers_of_killed_preparations_go(store_copy, tiny_store):
+    """Of this store alone, and not those whose process lives: it holds the lock."""
+    names = {"dead": ".store.tmp-12", "living": ".store.tmp-7", "begun": ".store.tmp-8"}
+    names |= {"of another": ".store2.tmp-12", "of another's name": ".store.tmp-1.tmp-12", "of a user": ".store.tmp-old"}
+    for kind, name in names.items():
+        (store_copy.parent / name / "store").mkdir(parents=True)
+        if kind != "begun":
+            (store_copy.parent / name / "lock").touch()
+    with (store_copy.parent / names["living"] / "lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _, written = store.prepare_store(store_copy, brain.Brains(brain.default_settings(32), 6))
+        assert not written and hashes(store_copy) == hashes(tiny_store)
+    del names["dead"]
+    assert {path.name for path in store_copy.parent.iterdir()} == {"store", *names.values()}
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,9 @@ def test_killed_between_scans_and_while_the_store_is_written(raw, expected, tmp_
     assert len(made.prepared()) == FILES and not made.store.exists()
     assert before.items() <= made.prepared().items()  # none was prepared again
 
+    assert len([*made.folder.glob(".store.tmp-*")]) == 1
+
     made.start("third").finish()
     assert hashes(made.store) == expected
-    assert not made.scans.exists()
+    assert not made.scans.exists() and not [*made.folder.glob(".store.tmp-*")]
     assert "already complete" not in (tmp_path / "printed" / "third" / "stdout").read_text()
