@@ -42,7 +42,7 @@ def ours(name: str) -> Callable[[Measurement], np.ndarray]:
 
 
 def bart(scans: Measurement) -> np.ndarray:
-    """`ecalib -m1`, with the kernel that we choose too."""
+    """`ecalib -m1`, with the kernel that decides on our support."""
     columns = 6 if scans.y.shape[-1] == 128 else 3
     with tempfile.TemporaryDirectory() as folder:
         return bart_maps(Path(folder), scans.y, "-k", f"6:{columns}:1")

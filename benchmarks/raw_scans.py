@@ -1,4 +1,4 @@
-"""From raw files to images: `python benchmarks/raw_scans.py [--slices 6] [--samples 4] [--acs 12] [--out FOLDER]`.
+"""From raw files to images: `python benchmarks/raw_scans.py [--slices 6] [--samples 4] [--levels 30] [--acs 12]`.
 
 Writes slices of brain2 (`builders/brain.py`), a person that the shipped checkpoint never saw, as a scanner would: 8
 coils with noise of different size, one mask at R = 4, only the sampled lines, arbitrary units; once in every format,
@@ -27,7 +27,7 @@ from tests import raw_files  # noqa: E402
 from tests.raw_files import RawHead  # noqa: E402
 
 SIZE, COILS = 64, 8
-SOLVERS = "('zero_filled','cg_sense','msm')"
+SOLVERS = ("zero_filled", "cg_sense", "msm", "msm_fast")
 MOST_LOSS_DB, FORMATS_AGREE = 1.0, 1e-3
 
 
@@ -49,7 +49,9 @@ def run(*command: str) -> None:
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
 
 
-def reconstruct(folder: Path, name: str, flags: list[str], solvers: str, samples: int) -> dict[str, np.ndarray]:
+def reconstruct(
+    folder: Path, name: str, flags: list[str], solvers: tuple[str, ...], samples: int, levels: int
+) -> dict[str, np.ndarray]:
     """Prepares and evaluates; returns the mean image (S,H,W) of every solver, in the units of the raw file."""
     store, workdir = folder / "store" / name, folder / "workdir" / name
     run("tools/prepare_mri.py", f"--in={folder / name}", f"--out={store}", f"--size={SIZE}", *flags)
@@ -58,7 +60,7 @@ def reconstruct(folder: Path, name: str, flags: list[str], solvers: str, samples
         "main.py", "--config=configs/brain64_msm.py", f"--workdir={workdir}", "--mode=eval",
         "--config.eval.checkpoint=pretrained/brain64_msm", f"--config.data.dir={store}",
         *config_flags(manifest["settings"]).split(), f"--config.eval.solvers={solvers}",
-        f"--config.eval.num_samples={samples}", "--config.eval.batch_size=2",
+        f"--config.eval.num_samples={samples}", f"--config.solver.num_levels={levels}", "--config.eval.batch_size=2",
     )  # fmt: skip
     rounds = [np.load(path) for path in sorted((workdir / "eval" / "rounds").glob("*.npz"))]
     real = np.concatenate([r["example_id"] for r in rounds]) >= 0
@@ -77,24 +79,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slices", type=int, default=6)
     parser.add_argument("--samples", type=int, default=4, help="posterior samples per slice")
-    parser.add_argument("--acs", type=int, default=12, help="fully sampled central lines")
+    parser.add_argument("--levels", type=int, default=30, help="network calls per sample of msm")
+    parser.add_argument(
+        "--acs", type=int, default=12, help="fully sampled central lines; the mask may draw more beside"
+    )
+    parser.add_argument("--noise", type=float, default=0.005, help="noise per scalar; images are about 1 at most")
     parser.add_argument("--out", type=Path, help="folder to keep what is made; default: a temporary one")
     args = parser.parse_args()
-    head = raw_files.raw_head(SIZE, args.slices, COILS, args.acs)
+    head = raw_files.raw_head(SIZE, args.slices, COILS, args.acs, args.noise)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.out or Path(temporary)
         flags = write(folder, head)
         found = {
             name: reconstruct(
                 folder, name, flags[name],
-                SOLVERS if name in ("fastmri", "true_maps") else "('cg_sense',)", args.samples,
+                SOLVERS if name in ("fastmri", "true_maps") else ("cg_sense",), args.samples, args.levels,
             )
             for name in flags
         }  # fmt: skip
     print(f"{args.slices} slices, {COILS} coils, {args.acs} ACS lines, R = {head.mask.size / head.mask.sum():.2f}")
     print(f"{'PSNR in dB':<14}{'true maps':>12}{'estimated':>12}{'loss':>8}")
     losses = {}
-    for solver in ("zero_filled", "cg_sense", "msm"):
+    for solver in SOLVERS:
         true, estimated = (psnr(head.images, found[name][solver]) for name in ("true_maps", "fastmri"))
         losses[solver] = true - estimated
         print(f"{solver:<14}{true:>12.2f}{estimated:>12.2f}{true - estimated:>8.2f}")

@@ -25,6 +25,7 @@ EstimateMaps = Callable[[Any, Any], jax.Array]
 COIL_MAPS: Registry[Callable[..., EstimateMaps]] = Registry("coil map estimator")
 
 _KERNEL = 6  # k-space neighbours along either axis, as in the ESPIRiT paper
+_ENOUGH = 2 * _KERNEL - 1  # ACS entries along an axis for a patch of that size to have as many shifts as it is long
 _PRECISE = jax.lax.Precision.HIGHEST  # accelerators would multiply float32 matrices with fewer digits
 _CHUNK = 2**20  # complex entries of the pixels' covariances that are held at a time: 8 MB, or one row if that is more
 
@@ -83,9 +84,11 @@ def get_espirit(
     eigenvector, of eigenvalue 1, of G(x)_cc' = 1/k^2 sum_dd' P_(d,c)(d',c') exp(2 pi i (d - d') x / N).
 
     Args:
-      kernel: rows and columns of a patch. None takes 6 along an axis of 11 or more ACS entries and (n + 1) // 2
-        if there are n < 11, example by example: a patch then has as many shifts as it is long. With fewer, the signal's
-        space is not seen whole, and `crop` cuts holes into the object. Below 5 lines maps are poor.
+      kernel: rows and columns of a patch. None chooses example by example: 6 along an axis of 11 or more ACS entries
+        and, of n < 11, two sizes. (n + 1) // 2 decides where maps are 0: such a patch has as many shifts as it is
+        long (with fewer, the signal's space is not seen whole, and `crop` cuts holes into the object). Elsewhere they
+        are the eigenvectors of max(2, (n + 1) // 3), with twice as many shifts as it is long: their errors are smaller,
+        though the eigenvalues tell less of what lies outside the object. Below 5 lines maps are poor.
       calibration: largest number of rows and columns of the ACS that are used.
       threshold: eigenvalues of the patches' Gram matrix above this fraction of the largest belong to the signal
         (squares of singular values: BART's `-t`; sigpy's `thresh` is the square root of ours).
@@ -96,15 +99,19 @@ def get_espirit(
     fewer than 2 k - 1 lines for a given `kernel`, or fewer than 3.
     """
 
-    def sizes(rows: int, columns: int) -> tuple[int, int]:
-        _check_acs(rows, columns, *(2 * k - 1 for k in kernel or (2, 2)))
-        return kernel or (min((rows + 1) // 2, _KERNEL), min((columns + 1) // 2, _KERNEL))
-
     def run(y, block, window):
-        block_sizes = sizes(block[1] - block[0], block[3] - block[2])
-        return _espirit(y, np.array(block), threshold, crop, window=window, kernel=block_sizes)
+        entries = block[1] - block[0], block[3] - block[2]
+        _check_acs(*entries, *(2 * k - 1 for k in kernel or (2, 2)))
+        vectors_of, support_of = (kernel, kernel) if kernel else kernels_of(*entries)
+        return _espirit(y, np.array(block), threshold, crop, window=window, kernel=vectors_of, support=support_of)
 
     return _for_each_example(run, calibration)
+
+
+def kernels_of(*entries: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The sizes that `get_espirit` chooses along axes of so many ACS entries: of the eigenvectors, of the support."""
+    support = tuple(min((n + 1) // 2, _KERNEL) for n in entries)
+    return tuple(_KERNEL if n >= _ENOUGH else max(2, (n + 1) // 3) for n in entries), support
 
 
 @COIL_MAPS.register("walsh")
@@ -178,19 +185,33 @@ def _block(mask: np.ndarray, height: int, most: int) -> tuple[int, int, int, int
     return find_acs(mask, most)
 
 
-@functools.partial(jax.jit, static_argnames=("window", "kernel"))
-def _espirit(y, block, threshold, crop, *, window, kernel):
-    """(C,H,W) k-space and (4,) int ACS block -> maps. `window`: see `_cut`."""
-    coils, height, width = y.shape
+@functools.partial(jax.jit, static_argnames=("window", "kernel", "support"))
+def _espirit(y, block, threshold, crop, *, window, kernel, support):
+    """(C,H,W) k-space and (4,) int ACS block -> maps: eigenvectors of `kernel`, 0 by the eigenvalues of `support`.
+
+    `window`: see `_cut`.
+    """
     acs, rows, columns = _cut(y, block, window)
-    cov = _image_covariance(_signal_projector(acs, rows, columns, kernel, threshold), kernel)
+
+    def eigen(size):
+        cov = _image_covariance(_signal_projector(acs, rows, columns, size, threshold), size)
+        return _eigenmaps(cov, size, y.shape)
+
+    vectors, values = eigen(kernel)
+    if support != kernel:
+        _, values = eigen(support)
+    return _virtual_coil_phase(jnp.where(values > crop, vectors, 0), acs)
+
+
+def _eigenmaps(cov, kernel, shape):
+    """Fourier coefficients of G -> its leading eigenvectors (C,H,W) and eigenvalues (H,W) at every pixel."""
+    coils, height, width = shape
     along_columns = jnp.einsum("xw,hwcd->hcdx", _waves(jnp.arange(width), width, kernel[1]), cov, precision=_PRECISE)
 
     def at_row(row):
         return jnp.einsum("h,hcdx->cdx", _waves(row, height, kernel[0]), along_columns, precision=_PRECISE)
 
-    vectors, values = _leading_vectors(at_row, height, width, coils)
-    return _virtual_coil_phase(jnp.where(values > crop, vectors, 0), acs)
+    return _leading_vectors(at_row, height, width, coils)
 
 
 def _cut(y, block, window):
