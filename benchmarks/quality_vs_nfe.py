@@ -61,15 +61,27 @@ CONSISTENCY: Settings = {
     **{f"no noise, start 0.3, damping {d:g}, 20": (1, {"num_levels": 20, **FAST, "damping": d}) for d in (0.5, 2.0)},
     "no noise, start 0.3, pseudo-inverse, 20": (1, {"num_levels": 20, **FAST, "consistency": "pseudo_inverse"}),
 }
+DRAWN = {"w": 3, "mask_keep": 0.0}  # masks as in training, three a level
 MASKS: Settings = {
-    "masks of p(S), w 3, 20 x 1": (1, {"num_levels": 20, "w": 3, "mask_keep": 0.0}),
-    "masks of p(S), w 3, complement, 20 x 1": (
-        1,
-        {"num_levels": 20, "w": 3, "mask_keep": 0.0, "mask_order": "complement"},
-    ),
-    "masks of p(S), w 3, reinject, 20 x 1": (1, {"num_levels": 20, "w": 3, "mask_keep": 0.0, "reinject": True}),
+    **{f"masks of p(S), w 3, {n} x 1": (1, {"num_levels": n, **DRAWN}) for n in (7, 20, 200)},
+    **{f"masks of p(S), w 3, {n} x 4": (4, {"num_levels": n, **DRAWN}) for n in (5, 17, 50)},
+    "masks of p(S), w 3, complement, 20 x 1": (1, {"num_levels": 20, **DRAWN, "mask_order": "complement"}),
+    "masks of p(S), w 3, reinject, 20 x 1": (1, {"num_levels": 20, **DRAWN, "reinject": True}),
     "published form, 200 x 3": (1, {**PUBLISHED, "num_levels": 200}),
     "published form, reinject, 200 x 3": (1, {**PUBLISHED, "num_levels": 200, "reinject": True}),
+}
+ONE = {"w": 1, "mask_keep": 0.0, **QUIET}
+MASKS_NOISELESS: Settings = {
+    **{
+        f"one mask of p(S), no noise, start 1, {n}": (1, {"num_levels": n, **ONE, "start_sigma": 1.0})
+        for n in (10, 20, 60)
+    },
+    **{
+        f"one mask of p(S), no noise, start {s:g}, 20": (1, {"num_levels": 20, **ONE, "start_sigma": s})
+        for s in (0.3, 3.0)
+    },
+    "one mask of p(S), no noise, 60": (1, {"num_levels": 60, **ONE}),
+    "masks of p(S), w 3, no noise, start 1, 20": (1, {"num_levels": 20, **DRAWN, **QUIET, "start_sigma": 1.0}),
 }
 FAMILIES = {
     "levels": LEVELS,
@@ -77,7 +89,8 @@ FAMILIES = {
     "warm start": WARM,
     "no noise": NOISELESS,
     "consistency": CONSISTENCY,
-    "masks": MASKS,
+    "masks of p(S)": MASKS,
+    "masks, no noise": MASKS_NOISELESS,
 }
 
 

@@ -184,7 +184,7 @@ def _solver() -> ConfigDict:
     solver = ConfigDict()
     solver.num_levels = 30
     solver.w = 1
-    solver.mask_keep = 1.0
+    solver.mask_keep = 1.0  # 0 where masks of p(S) leave out much more than what training thins out: whole blocks, say
     solver.mask_order = "iid"
     solver.reinject = False
     solver.weight = "count"
@@ -205,6 +205,7 @@ def _msm_fast() -> ConfigDict:
     fast = ConfigDict()
     fast.num_levels = 20  # = network calls
     fast.start_sigma = 0.3
+    fast.mask_keep = 1.0
     fast.consistency = "least_squares"
     fast.damping = 1.0
     fast.gamma = 1.0

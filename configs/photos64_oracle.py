@@ -13,4 +13,8 @@ def get_config(variant: str = ""):
     config = photos64_msm.get_config(variant)
     config.data.acquisition = "full"
     config.loss.name = "dsm"
+    for section in (config.solver, config.sampling):  # the network has seen nothing but whole pictures
+        section.update(mask_keep=1.0, w=1)
+    config.solver.num_levels = 60
+    config.msm_fast.update(mask_keep=1.0, start_sigma=0.3, num_levels=20)
     return config

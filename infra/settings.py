@@ -139,6 +139,7 @@ SETTINGS: dict[str, Rule] = {
     "solver.temperature": number(above=0),
     "msm_fast.num_levels": integer(1),
     "msm_fast.start_sigma": number(above=0),
+    "msm_fast.mask_keep": number(0, 1),
     "msm_fast.consistency": name(registered("solvers.msm", "CONSISTENCY")),
     "msm_fast.damping": number(0),
     "msm_fast.gamma": number(0),

@@ -5,14 +5,15 @@ A plug-and-play iteration (Venkatakrishnan et al. 2013; with a falling noise lev
 
     zhat <- T (x0 + (H^H H + mu I)^-1 H^H (y - H x0)),   x0 = T^H D_sigma(u),   u <- zhat
 
+Where `msm_fast.mask_keep` is 0 the network sees one mask of p(S) per level, and entries outside it keep their values.
 It has no posterior spread. What each part is worth: docs/results.md, written by benchmarks/quality_vs_nfe.py.
 """
 
 from solvers.msm import get_msm_solver
 from solvers.registry import SOLVERS, Solver
 
-# What `config.msm_fast` does not say: one call of the whole measurement per level.
-PRESET = {"step": "plug_and_play", "order": 1, "w": 1, "mask_keep": 1.0, "reinject": False}
+# What `config.msm_fast` does not say: one call per level.
+PRESET = {"step": "plug_and_play", "order": 1, "w": 1, "mask_order": "iid", "reinject": False}
 
 
 @SOLVERS.register("msm_fast")
