@@ -73,13 +73,10 @@ MASKS: Settings = {
 ONE = {"w": 1, "mask_keep": 0.0, **QUIET}
 MASKS_NOISELESS: Settings = {
     **{
-        f"one mask of p(S), no noise, start 1, {n}": (1, {"num_levels": n, **ONE, "start_sigma": 1.0})
-        for n in (10, 20, 60)
+        f"one mask of p(S), no noise, start {s:g}, {n}": (1, {"num_levels": n, **ONE, "start_sigma": s})
+        for n, s in ((20, 0.3), (60, 0.3), (20, 0.5), (40, 0.5), (60, 0.5), (600, 0.5), (20, 1.0), (60, 1.0))
     },
-    **{
-        f"one mask of p(S), no noise, start {s:g}, 20": (1, {"num_levels": 20, **ONE, "start_sigma": s})
-        for s in (0.3, 3.0)
-    },
+    "one mask of p(S), no noise, start 1, order 2, 60": (1, {"num_levels": 60, **ONE, "start_sigma": 1.0, "order": 2}),
     "one mask of p(S), no noise, 60": (1, {"num_levels": 60, **ONE}),
     "masks of p(S), w 3, no noise, start 1, 20": (1, {"num_levels": 20, **DRAWN, **QUIET, "start_sigma": 1.0}),
 }

@@ -85,7 +85,7 @@ def _model() -> ConfigDict:
 def _denoiser() -> ConfigDict:
     """From a partial measurement to an estimate, around the network."""
     denoiser = ConfigDict()
-    denoiser.parametrization = "edm"  # edm | eps | score | residual: for losses that judge what is not given
+    denoiser.parametrization = "edm"  # edm | eps | score
     denoiser.sandwich = "wiener"  # wiener | adjoint
     denoiser.cg_steps = 4
     denoiser.sigma_data = 0.3  # standard deviation of an image per real scalar

@@ -121,7 +121,7 @@ def _score_networks_are_told_the_noise_level(c: ConfigDict) -> str | None:
     network = f"{c.model.name!r}" + (
         f" with embedding {c.model.ncsnpp.embedding!r}" if c.model.name == "ncsnpp" else ""
     )
-    needed = "'score', which tells it the noise level" if told else "eps, edm or residual, which tell it the timestep"
+    needed = "'score', which tells it the noise level" if told else "eps or edm, which tell it the timestep"
     return f"denoiser.parametrization is {asked!r}: model.name {network} needs {needed}"
 
 

@@ -139,26 +139,8 @@ def get_edm(denoiser, transform: Transform, net: Callable) -> Callable:
     return estimate
 
 
-@PARAMETRIZATIONS.register("residual")
-def get_residual(denoiser, transform: Transform, net: Callable) -> Callable:
-    """x0 = x_in + sigma_d net(c_in x_in, log sigma): as 'edm', but c_out is the data's own size at every noise level.
-
-    For losses that judge entries which the network was not given: how unknown those are does not fall with sigma, so
-    'edm', whose correction does, could fill them in only with outputs that grow as 1/sigma.
-    """
-    sigma_data = denoiser.sigma_data
-
-    def estimate(params, x_in, sigma, time):
-        c_in = per_example(jnp.sqrt(sigma**2 + sigma_data**2) / sigma_data**2, x_in)
-        return x_in + sigma_data * transform.from_channels(net(params, transform.to_channels(c_in * x_in), time))
-
-    return estimate
-
-
 def get_loss_weight(config) -> Callable[[jax.Array], jax.Array]:
-    """Returns weight(sigma) = 1 / c_out^2: 1/sigma^2 for 'eps' and 'score', the plain noise loss."""
-    known = config.denoiser.sigma_data**-2
-    return {
-        "edm": lambda sigma: sigma**-2 + known,
-        "residual": lambda sigma: jnp.full_like(sigma, known),
-    }.get(config.denoiser.parametrization, lambda sigma: sigma**-2)
+    """Returns weight(sigma): 1/sigma^2 for 'eps' and 'score' (the plain noise loss), 1/c_out^2 for 'edm'."""
+    if config.denoiser.parametrization != "edm":
+        return lambda sigma: sigma**-2
+    return lambda sigma: sigma**-2 + config.denoiser.sigma_data**-2

@@ -2,8 +2,9 @@
 
 Aali et al., Ambient diffusion posterior sampling, 2024 (arXiv 2403.08728). As solvers/dps.py, but the network sees
 S' T u for one mask S' per sample, kept through all levels, and gives E[x | S' T u] in place of the clean prior's
-E[x | u]. Published: S' is drawn as in training, from p(S) and thinned (`dps.mask` 'drawn'); 'own' takes the scan's mask
-instead. Published too, and not here: 300 Euler steps with added noise; the steps here are those of DPS.
+E[x | u]. Published: S' is drawn as in training, from p(S) and thinned (`dps.mask` 'drawn'); what the data say of lines
+outside S' then reaches the image through the misfit's gradient alone. 'own' takes the scan's mask instead. Published
+too, and not here: 300 Euler steps with added noise; the steps here are those of DPS.
 """
 
 import jax

@@ -38,7 +38,7 @@ def test_training_evaluation_and_sampling(tiny_store, tmp_path):
     ("changes", "told"),
     [
         ({"model.name": "ncsnpp"}, "needs 'score', which tells it the noise level"),
-        ({"denoiser.parametrization": "score"}, "needs eps, edm or residual"),
+        ({"denoiser.parametrization": "score"}, "needs eps or edm"),
         (
             {"model.name": "ncsnpp", "denoiser.parametrization": "score", "schedule.name": "vp"},
             "denoiser.parametrization 'score' needs edm or ve",
