@@ -3,7 +3,7 @@
 Writes two fastMRI files of slices of brain2 (`builders/brain.py`; detail of 128 x 128, interpolated), fully sampled
 with twofold oversampled readout and noise, one with more slices than the other, prepares each for training in a process
 of its own, and divides the difference in CPU seconds: starting and compiling do not count. CPU seconds are those of all
-threads, so that other work on the machine matters little; wall time is these over the cores that are free.
+threads; wall time is these over the cores that are free. Measure on a quiet machine: threads that wait count too.
 """
 
 import argparse
@@ -61,6 +61,8 @@ def main() -> None:
     parser.add_argument("--coils", type=int, default=16)
     parser.add_argument("--slices", type=int, nargs=2, default=(2, 6), help="of the two files")
     args = parser.parse_args()
+    if args.size % 2 or args.size < 128 or len({*args.slices}) == 1 or min(args.slices) < 1:
+        parser.error("--size must be even and at least 128, --slices two different numbers")
     with tempfile.TemporaryDirectory() as folder:
         few, many = (seconds(Path(folder), args.size, args.coils, count) for count in sorted(args.slices))
     per_slice = (many - few) / (max(args.slices) - min(args.slices))

@@ -27,7 +27,8 @@ from solvers import get_solver
 
 FLAGS = flags.FLAGS
 
-# name -> (number of samples, switches of config.solver); what is not named is the default of the config
+# name -> (number of samples, switches of config.solver); what is not named is WHOLE, or the default of the config
+WHOLE = {"w": 1, "mask_keep": 1.0}  # one call a level, of the whole measurement
 PUBLISHED = {"consistency": "entries", "gamma": 2.0, "mask_keep": 0.0, "w": 3, "eta": 0.85}
 FLOW = {"step": "ddim", "eta": 0.0}  # the probability flow: no fresh noise
 QUIET = {"step": "plug_and_play"}  # no noise at all
@@ -67,6 +68,10 @@ MASKS: Settings = {
     **{f"masks of p(S), w 3, {n} x 4": (4, {"num_levels": n, **DRAWN}) for n in (5, 17, 50)},
     "masks of p(S), w 3, complement, 20 x 1": (1, {"num_levels": 20, **DRAWN, "mask_order": "complement"}),
     "masks of p(S), w 3, reinject, 20 x 1": (1, {"num_levels": 20, **DRAWN, "reinject": True}),
+    **{
+        f"masks of p(S), w 3, ddim, eta {e:g}, 20 x 1": (1, {"num_levels": 20, **DRAWN, **FLOW, "eta": e})
+        for e in (0, 1)
+    },
     "published form, 200 x 3": (1, {**PUBLISHED, "num_levels": 200}),
     "published form, reinject, 200 x 3": (1, {**PUBLISHED, "num_levels": 200, "reinject": True}),
 }
@@ -77,6 +82,13 @@ MASKS_NOISELESS: Settings = {
         for n, s in ((20, 0.3), (60, 0.3), (20, 0.5), (40, 0.5), (60, 0.5), (600, 0.5), (20, 1.0), (60, 1.0))
     },
     "one mask of p(S), no noise, start 1, order 2, 60": (1, {"num_levels": 60, **ONE, "start_sigma": 1.0, "order": 2}),
+    **{
+        f"one mask of p(S), no noise, start 0.5, damping {d:g}, 60": (
+            1,
+            {"num_levels": 60, **ONE, "start_sigma": 0.5, "damping": d},
+        )
+        for d in (0.5, 2.0)
+    },
     "one mask of p(S), no noise, 60": (1, {"num_levels": 60, **ONE}),
     "masks of p(S), w 3, no noise, start 1, 20": (1, {"num_levels": 20, **DRAWN, **QUIET, "start_sigma": 1.0}),
 }
@@ -140,7 +152,7 @@ def main(argv: list[str]) -> None:
     for name, (num_samples, switches) in settings.items():
         if name in found or not any(wanted in name for wanted in FLAGS.only):
             continue
-        figures = measure(config, params, batches, num_samples, switches)
+        figures = measure(config, params, batches, num_samples, {**WHOLE, **switches})
         found[name] = {"setting": name, **{key: f"{value:.4f}" for key, value in figures.items()}}
         measuring.write_table(path, found.values())
         print(found[name], flush=True)

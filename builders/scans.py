@@ -32,7 +32,7 @@ from infra.progress import Progress
 from infra.raw_readers import RawVolume
 from operators.coils import find_acs
 
-DATA_VERSION = "1.0.0"
+DATA_VERSION = "1.0.1"
 MOST_SLICES = 1024  # ids of a volume: one of 2^21 numbers, from its path, times this, plus the slice
 SIGMA_DATA_DEFINITION = (
     "root mean square per real scalar of the images, estimated from acquired entries only: |x|^2 is the sum over "
@@ -67,7 +67,10 @@ class ScanConfig(tfds.core.BuilderConfig):
 
 class _Scans(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version(DATA_VERSION)
-    RELEASE_NOTES: ClassVar[dict[str, str]] = {DATA_VERSION: "First version."}
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "1.0.0": "First version.",
+        DATA_VERSION: "ESPIRiT of fewer than 11 lines has two kernels.",
+    }
 
     @abc.abstractmethod
     def _features(self) -> dict:

@@ -12,7 +12,9 @@ import importlib.metadata
 import io
 import json
 import os
+import platform
 import re
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -117,7 +119,7 @@ def prepare_store(out: Path, source: Source) -> tuple[dict, bool]:
 
     Returns:
       (manifest, whether anything was written). A complete store of the same identity is left alone; a damaged one of
-      the same identity is made again. What killed preparations of this store left beside it is deleted.
+      the same identity is made again. What preparations killed on this machine left beside it is deleted.
 
     Raises:
       UserError: `out` holds another store, or something else; or what the source raises.
@@ -133,13 +135,14 @@ def prepare_store(out: Path, source: Source) -> tuple[dict, bool]:
             raise UserError(f"{out} is a store with {', '.join(differing)}: choose another --out or delete that folder")
         if not missing_files(out, found):
             return found, False
-    temporary = out.parent / f".{out.name}.tmp-{os.getpid()}"
+    temporary = out.parent / (_temporary_prefix(out) + secrets.token_hex(4))
     made, scratch = temporary / "store", temporary / "scratch"
     try:
         temporary.mkdir(parents=True)
-        with (temporary / _LOCK).open("w") as lock:
+        with (temporary / "unlocked").open("w") as lock:
             with contextlib.suppress(OSError):  # a file system without locks: nobody else can take it either
                 fcntl.flock(lock, fcntl.LOCK_EX)
+            os.rename(lock.name, temporary / _LOCK)  # so that it is never there without being held
             for folder in (made, scratch):
                 folder.mkdir()
             manifest = _write(made, scratch, source) | wanted
@@ -157,10 +160,18 @@ def prepare_store(out: Path, source: Source) -> tuple[dict, bool]:
     return manifest, True
 
 
+def _temporary_prefix(out: Path) -> str:
+    """How the names of temporary folders of this store begin on this machine: locks may not reach others."""
+    return f".{out.name}.tmp-{re.sub('[^A-Za-z0-9]', '_', platform.node())}-"
+
+
 def _drop_leftovers(out: Path) -> None:
-    """Deletes the folders in which processes that were killed were making this store: nobody holds their locks."""
+    """Deletes the folders in which processes that were killed were making this store: nobody holds their locks.
+
+    Those of other machines stay, and one whose process was killed before it had its lock, which is empty.
+    """
     for folder in out.parent.glob(".*.tmp-*"):
-        if re.fullmatch(re.escape(f".{out.name}.tmp-") + "[0-9]+", folder.name):
+        if re.fullmatch(re.escape(_temporary_prefix(out)) + "[0-9a-f]{8}", folder.name):
             with contextlib.suppress(OSError), (folder / _LOCK).open("r+") as lock:  # none: just begun, or not ours
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)

@@ -26,6 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.update(dir="store/ffhq128", num_coils=0)
     config.transform.name = "identity"
     config.masks.update(name="random_boxes", grid=4, drop=6)
+    config.msm_fast.mask_keep = 0.0  # the network never sees a whole picture
     config.denoiser.sigma_data = 0.5  # read by solvers only: 'eps' does without
     config.optim.learning_rate = 1e-5
     config.training.batch_size = 32

@@ -9,6 +9,8 @@
 
 from configs import default, tasks, variants
 
+VARIANTS = {"demo": variants.demo, "smoke": variants.smoke, **tasks.IMAGES}
+
 
 def get_config(variant: str = ""):
     """Variants: '' for hours on two cores or minutes on a GPU, 'demo' a few hundred steps, 'smoke' a few for tests."""
@@ -37,4 +39,4 @@ def get_config(variant: str = ""):
     config.baselines.update(wavelet=0.02, tv=0.05)  # best of a grid on the validation patches
     config.eval.num_samples = 4
     config.eval.solvers = ("zero_filled", "tv", "l1_wavelet", "msm_fast", "msm")
-    return variants.apply(config, variant, {"demo": variants.demo, "smoke": variants.smoke, **tasks.IMAGES})
+    return variants.apply(config, variant, VARIANTS)

@@ -5,16 +5,16 @@
 It sees clean data, and its log says so; evaluation is on masked pictures as for photos64_msm.
 """
 
-from configs import photos64_msm
+from configs import photos64_msm, variants
 
 
 def get_config(variant: str = ""):
     """Variants as in photos64_msm."""
-    config = photos64_msm.get_config(variant)
+    config = photos64_msm.get_config()
     config.data.acquisition = "full"
     config.loss.name = "dsm"
     for section in (config.solver, config.sampling):  # the network has seen nothing but whole pictures
         section.update(mask_keep=1.0, w=1)
     config.solver.num_levels = 60
     config.msm_fast.update(mask_keep=1.0, start_sigma=0.3, num_levels=20)
-    return config
+    return variants.apply(config, variant, photos64_msm.VARIANTS)

@@ -52,5 +52,6 @@ def oracle(config: ConfigDict) -> ConfigDict:
     config.schedule.train_stride = 1
     for section in (config.sampling, config.solver):
         section.update(w=1, mask_keep=1.0, reinject=False)
+    config.msm_fast.mask_keep = 1.0
     config.solver.update(consistency="least_squares" if config.data.num_coils else "pseudo_inverse", gamma=1.0)
     return config

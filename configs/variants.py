@@ -39,7 +39,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.solver.num_levels = config.sampling.num_levels = 3
     for solver in ("projection", "langevin_projection", "baseline", "langevin"):
         config.score_sde[solver].num_levels = 2
-    config.dps.num_levels = config.ddnm.num_levels = 3
+    config.dps.num_levels = config.ddnm.num_levels = config.msm_fast.num_levels = 3
     config.eval.batch_size = 4
     config.eval.max_examples = 6
     config.eval.num_samples = 2

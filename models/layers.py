@@ -38,7 +38,7 @@ def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     The gradient by x is written out as a convolution with the flipped kernel, its channels swapped in memory. JAX's own
     swaps them by name, which XLA's CPU backend has only plain code for inside loops, 5 times slower: there live the
-    posterior samplers that differentiate the network.
+    posterior samplers that differentiate the network. Reverse mode alone: `jax.jvp` is refused.
     """
     return _conv3x3(x, kernel)
 

@@ -85,10 +85,10 @@ def get_espirit(
 
     Args:
       kernel: rows and columns of a patch. None chooses example by example: 6 along an axis of 11 or more ACS entries
-        and, of n < 11, two sizes. (n + 1) // 2 decides where maps are 0: such a patch has as many shifts as it is
-        long (with fewer, the signal's space is not seen whole, and `crop` cuts holes into the object). Elsewhere they
-        are the eigenvectors of max(2, (n + 1) // 3), with twice as many shifts as it is long: their errors are smaller,
-        though the eigenvalues tell less of what lies outside the object. Below 5 lines maps are poor.
+        and, of 5 to 10, two sizes. (n + 1) // 2 decides where maps are 0: such a patch has at least as many shifts as
+        it is long (with fewer, the signal's space is not seen whole, and `crop` cuts holes into the object). Elsewhere
+        they are the eigenvectors of (n + 1) // 3, with at least twice as many shifts as it is long: their errors are
+        smaller, though the eigenvalues tell less of what lies outside the object. Of fewer than 5, 2: maps are poor.
       calibration: largest number of rows and columns of the ACS that are used.
       threshold: eigenvalues of the patches' Gram matrix above this fraction of the largest belong to the signal
         (squares of singular values: BART's `-t`; sigpy's `thresh` is the square root of ours).

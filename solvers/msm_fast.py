@@ -13,7 +13,7 @@ from solvers.msm import get_msm_solver
 from solvers.registry import SOLVERS, Solver
 
 # What `config.msm_fast` does not say: one call per level.
-PRESET = {"step": "plug_and_play", "order": 1, "w": 1, "mask_order": "iid", "reinject": False}
+PRESET = {"step": "plug_and_play", "order": 1, "w": 1, "mask_order": "iid", "reinject": False, "weight": "count"}
 
 
 @SOLVERS.register("msm_fast")

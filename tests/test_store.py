@@ -189,10 +189,13 @@ def test_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_leftovers_of_killed_preparations_go(store_copy, tiny_store):
-    """Of this store alone, and not those whose process lives: it holds the lock."""
-    names = {"dead": ".store.tmp-12", "living": ".store.tmp-7", "begun": ".store.tmp-8"}
-    names |= {"of another": ".store2.tmp-12", "of another's name": ".store.tmp-1.tmp-12", "of a user": ".store.tmp-old"}
+def test_leftovers_of_killed_preparations_go(store_copy, tiny_store, monkeypatch):
+    """Of this store and machine alone, and not those whose process lives: it holds the lock."""
+    monkeypatch.setattr("platform.node", lambda: "here.org")
+    own, token = ".store.tmp-here_org-", "0123abcd"
+    names = {kind: own + token[i:] + token[:i] for i, kind in enumerate(("dead", "living", "begun"))}
+    names |= {"of another": f".store2.tmp-here_org-{token}", "of another's name": f".store.tmp-1.tmp-here_org-{token}"}
+    names |= {"of a user": f"{own}old", "of another machine": f".store.tmp-there-{token}"}
     for kind, name in names.items():
         (store_copy.parent / name / "store").mkdir(parents=True)
         if kind != "begun":
