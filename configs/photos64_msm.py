@@ -38,5 +38,5 @@ def get_config(variant: str = ""):
     config.msm_fast.update(mask_keep=0.0, start_sigma=0.5, num_levels=60)
     config.baselines.update(wavelet=0.02, tv=0.05)  # best of a grid on the validation patches
     config.eval.num_samples = 4
-    config.eval.solvers = ("zero_filled", "tv", "l1_wavelet", "msm_fast", "msm")
+    config.eval.solvers = ("zero_filled", "tv", "l1_wavelet", "msm")
     return variants.apply(config, variant, VARIANTS)

@@ -13,7 +13,7 @@ PUBLISHED = {"num_levels": 200, "mask_keep": 0.0, "reinject": True, "step": "ren
 PUBLISHED_IMAGES = {**PUBLISHED, "w": 2, "consistency": "pseudo_inverse", "gamma": 1.75}
 PUBLISHED_MRI = {**PUBLISHED, "w": 3, "consistency": "entries", "gamma": 2.0}
 
-IMAGE_SOLVERS = ("pseudo_inverse", "tikhonov", "l1_wavelet", "tv", "msm_fast", "msm")
+IMAGE_SOLVERS = ("pseudo_inverse", "tikhonov", "l1_wavelet", "tv", "msm")
 CT_SOLVERS = ("fbp", "tikhonov", "l1_wavelet", "tv", "msm")
 MAR_SOLVERS = ("fbp", "li", "tikhonov", "l1_wavelet", "tv", "msm")
 

@@ -37,8 +37,8 @@ def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """3x3 convolution with zero padding: (B,H,W,C), (3,3,C,D) -> (B,H,W,D).
 
     The gradient by x is written out as a convolution with the flipped kernel, its channels swapped in memory. JAX's own
-    swaps them by name, which XLA's CPU backend has only plain code for inside loops, 5 times slower: there live the
-    posterior samplers that differentiate the network. Reverse mode alone: `jax.jvp` is refused.
+    swaps them by name, which XLA's CPU backend has only plain code for inside loops, several times slower: there live
+    the posterior samplers that differentiate the network. Reverse mode alone: `jax.jvp` is refused.
     """
     return _conv3x3(x, kernel)
 
