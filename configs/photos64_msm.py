@@ -35,7 +35,7 @@ def get_config(variant: str = ""):
     # the network never saw a whole picture: 6 of 16 blocks were always missing
     config.solver.update(mask_keep=0.0, w=3, num_levels=20)
     config.sampling.update(mask_keep=0.0, w=3)
-    config.msm_fast.update(mask_keep=0.0, start_sigma=0.5, num_levels=60)
+    config.msm_fast.update(mask_keep=0.0, start_sigma=0.5, num_levels=60)  # of random pixels; drifts in missing blocks
     config.baselines.update(wavelet=0.02, tv=0.05)  # best of a grid on the validation patches
     config.eval.num_samples = 4
     config.eval.solvers = ("zero_filled", "tv", "l1_wavelet", "msm")

@@ -261,3 +261,15 @@ def test_checking_takes_less_than_three_seconds():
 def test_losses_ask_for_the_data_that_they_need(changes, told):
     (problem,) = find_problems(changed(**changes))
     assert told in problem
+
+
+def test_photographs_show_a_network_what_it_was_trained_on_in_every_variant():
+    """Masks of p(S), but whole pictures to the oracle; variants come after, so that they have the last word."""
+    for variant in ("", "smoke", "random_inpainting"):
+        for name in ("photos64_msm", "photos64_redraw", "photos64_oracle"):
+            config = importlib.import_module(f"configs.{name}").get_config(variant)
+            keep = 1.0 if name == "photos64_oracle" else 0.0
+            assert [config[s].mask_keep for s in ("solver", "sampling", "msm_fast")] == [keep] * 3
+            assert (config.solver.num_levels == config.msm_fast.num_levels == 3) == (variant == "smoke")
+    published = importlib.import_module("configs.photos64_oracle").get_config("published").solver
+    assert (published.num_levels, published.w, published.mask_keep, published.reinject) == (200, 2, 0.0, True)

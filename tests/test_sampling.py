@@ -98,6 +98,18 @@ def test_msm_fast_is_one_estimate_of_the_msm_solver_without_noise():
     assert config.eval.num_samples == 2  # the preset does not change what others see
 
 
+def test_msm_fast_may_see_one_mask_of_the_data_per_level():
+    """`mask_keep` 0: masks are drawn, so the key matters; the same as msm with those settings, whatever its weights."""
+    config = solver_config(weight="population")
+    config.msm_fast.update(num_levels=3, start_sigma=1.0, mask_keep=0.0)
+    m, fast = toy_measurement(), get_solver(config, experiment(config), "msm_fast")
+    x, other = (fast.solve(jax.random.key(k), PARAMS, m, fast.hyper) for k in (0, 1))
+    assert fast.nfe == 3 and np.all(np.isfinite(x)) and np.abs(x - other).max() > 1e-4
+    config.solver.update(num_levels=3, start_sigma=1.0, step="plug_and_play", mask_keep=0.0, weight="count")
+    same = get_solver(config, experiment(config), "msm")
+    np.testing.assert_allclose(x[0], same.solve(jax.random.key(0), PARAMS, m, same.hyper)[0], atol=1e-6)
+
+
 def test_acquired_entries_of_a_projection_equal_the_data_for_one_coil():
     config = solver_config(mask_keep=1.0)
     m = toy_measurement(coils=1).replace(noise_std=np.zeros(4, np.float32))
