@@ -373,26 +373,27 @@ def test_there_are_at_least_forty():
     assert len(COMMANDS) >= 40 and len({answer for _, answer in COMMANDS.values()}) >= 40
 
 
-def answered(*arguments: str) -> tuple[subprocess.CompletedProcess, float]:
-    """The program as users start it, and its seconds of processor time."""
+def timed(*command: str) -> tuple[subprocess.CompletedProcess, float]:
+    """Python as users start it, and its seconds of processor time."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command, environment = [sys.executable, "main.py", *arguments], {**os.environ, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 @pytest.mark.parametrize("mistake", ["--config.training.batchsize=8", "--config.data.dir={at}/none"])
-def test_an_answer_takes_less_than_three_seconds(mistake, tmp_path):
-    """The second is known only after all is imported: the slowest there is. Processor time: the machine may be busy."""
+def test_an_answer_takes_little_longer_than_loading_the_libraries(mistake, tmp_path):
+    """Below 3 s on a quiet core; side by side, as machines differ. The second is known after all imports only."""
     arguments = [SHORT["SMOKE"], SHORT["RUN"].format(at=tmp_path), mistake.format(at=tmp_path)]
-    tries = [answered(*arguments)]
-    while tries[-1][1] >= 3 and len(tries) < 4:
-        tries.append(answered(*arguments))
-    assert all(done.returncode == 2 and len(done.stderr.splitlines()) == 1 for done, _ in tries)
-    assert min(seconds for _, seconds in tries) < 3
+    ratios = []
+    while not ratios or (ratios[-1] >= 1.2 and len(ratios) < 5):
+        done, seconds = timed("main.py", *arguments)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+        ratios.append(seconds / timed("-c", "import flax, grain, jax, optax, orbax.checkpoint, tensorflow_datasets")[1])
+    assert min(ratios) < 1.2
 
 
 def test_debug_shows_the_traceback(tmp_path):
-    done, _ = answered(SHORT["SMOKE"], f"--workdir={tmp_path / 'run'}", "--config.training.batchsize=8", "--debug")
+    done, _ = timed("main.py", SHORT["SMOKE"], f"--workdir={tmp_path}/run", "--config.training.batchsize=8", "--debug")
     assert done.returncode == 1 and "Traceback" in done.stderr
