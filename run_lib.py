@@ -318,10 +318,11 @@ def tune(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]:
         experiment = build(config)
         experiment = dataclasses.replace(experiment, operator=get_task(config, experiment.transform).operator)
         solver = get_solver(config, experiment, settings.solver)
-        if config.eval.tuned:
-            solver = tuned.apply(config.eval.tuned, {settings.solver: solver})[settings.solver]
         objective = tuning.get_objective(config, experiment.operator)
         search = solver.spread if objective.of_spread else solver.search
+        if config.eval.tuned:  # perhaps the very file that this search writes: what is searched begins as configured
+            found = tuned.apply(config.eval.tuned, {settings.solver: solver})[settings.solver]
+            solver = dataclasses.replace(found, hyper={**found.hyper, **{name: solver.hyper[name] for name in search}})
         if not search:
             raise UserError(
                 f"tune.solver is {settings.solver!r}: it declares no hyper-parameter to search by tune.objective "
@@ -353,4 +354,4 @@ def tune(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]:
         with study.Study(where / "study.db", name, search, solver.hyper, config.seed, objective.minimise) as trials:
             study.run(trials, list(search), evaluate_trial, settings.trials)
             facts = {**origin, "command": command}
-            return study.write(experiment, solver, objective, batches, trials.trials, solve, where, facts)
+            return study.write(experiment, solver, objective, batches, trials, solve, where, facts)

@@ -23,6 +23,7 @@ from infra.errors import UserError
 from losses import example_keys
 from metrics import STANDARD, natural_range
 from operators.acquisition import Acquisition
+from operators.coils import CALIBRATION
 from operators.masks import centre_lines
 from operators.measurement import Array, EvalExample, Measurement
 from operators.operator import Operator
@@ -40,9 +41,28 @@ def choose(key: jax.Array, candidates: jax.Array, share: float) -> jax.Array:
     return candidates & (rank < wanted)
 
 
+def calibration_region(mask: jax.Array) -> jax.Array:
+    """Returns what estimated coil maps may come from, bool, of a mask (1,1,W) or (1,H,W): it must not be hidden.
+
+    Of lines, the acquired ones around the centre without a gap, at most the central `CALIBRATION`; of entries, the
+    whole central square of that side (`operators.coils.find_acs` takes no more than these).
+    """
+    height, width = mask.shape[-2:]
+    window = jnp.asarray(centre_lines(width, CALIBRATION))
+    if height > 1:
+        return jnp.broadcast_to(centre_lines(height, CALIBRATION)[:, None] & window, mask.shape)
+    acquired, centre = (mask & window).reshape(-1), width // 2
+    right = jnp.cumprod(acquired[centre:])
+    left = jnp.cumprod(acquired[centre::-1])[:0:-1]
+    return jnp.concatenate([left, right]).astype(bool).reshape(mask.shape)
+
+
 def choose_lines(key: jax.Array, mask: jax.Array, share: float, acs_lines: int) -> jax.Array:
-    """Returns `share` of the acquired columns outside the ACS, of a mask (1,1,W)."""
-    return choose(key, mask & ~centre_lines(mask.shape[-1], acs_lines), share)
+    """Returns `share` of the acquired columns outside the ACS and `calibration_region`, of a mask (1,1,W).
+
+    Of a mask (1,H,W), entries.
+    """
+    return choose(key, mask & ~centre_lines(mask.shape[-1], acs_lines) & ~calibration_region(mask), share)
 
 
 def choose_squares(key: jax.Array, mask: jax.Array, share: float, side: int) -> jax.Array:
@@ -167,7 +187,8 @@ def _get_division(config, operator: Operator) -> tuple[Callable[[Measurement], A
         shown, hidden = hide(measurement, config.seed, choose_entries)
         return shown, hidden, hidden_energy(measurement.y, hidden) > 0, noise_floor(measurement, hidden)
 
-    what = "lines outside the ACS, of all coils" if mri else f"{settings.block} x {settings.block} squares"
+    squares = f"{settings.block} x {settings.block} squares"
+    what = "lines outside the block that coil maps come from, of all coils" if mri else squares
     told = f"the {settings.hide:.0%} of the acquired {what}, that the reconstruction was not shown"
     return lambda measurement: jax.tree.map(np.asarray, divide(measurement)), told
 

@@ -13,7 +13,9 @@ import numpy as np
 
 import evaluation
 import run_lib
+from infra import rounds
 from infra.atomic import atomic_write_text
+from infra.errors import UserError
 from metrics import natural_range, psnr, ssim
 from operators.measurement import EvalExample
 from operators.tasks import get_task
@@ -76,3 +78,17 @@ def write_table(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     atomic_write_text(path, text.getvalue())
+
+
+def check_same(out: Path, config, rows: Mapping[str, Any], *also: Any) -> None:
+    """Keeps in `out` what its table is of; `also` is what it depends on besides the config's settings.
+
+    Raises UserError if the rows that are there are of something else, or nobody knows of what.
+    """
+    path, measured = out / "table_of.txt", config.eval.to_dict()
+    for name in ("solvers", "metrics", "folder", "checkpoint", "tuned", "lpips_network", "lpips_weights"):
+        measured.pop(name)
+    now = repr((config.seed, config.data.dir, rounds.settings_of(config), measured, also))
+    if rows and (not path.exists() or path.read_text() != now):
+        raise UserError(f"{out} holds a table of other settings, data or network: choose another --out")
+    atomic_write_text(path, now)

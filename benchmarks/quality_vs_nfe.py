@@ -3,9 +3,10 @@
   python benchmarks/quality_vs_nfe.py --config=configs/brain64_msm.py \
       --checkpoint=pretrained/brain64_msm --out=workdir/nfe --config.eval.split=validation
 
-Writes front.csv (one line per setting, added as it is measured: a second start goes on) and front.png into --out, and
-prints the table. Calls are all network calls of a scan: levels x masks x samples. PSNR and SSIM of the mean of the
-samples, mean over the slices of `eval.split` of the config; seconds per slice without compilation.
+Writes front.csv (one line per setting, added as it is measured: a second start goes on; other settings need another
+--out) and front.png into --out, and prints the table. Calls are all network calls of a scan: levels x masks x samples.
+PSNR and SSIM of the mean of the samples, mean over the slices of `eval.split` of the config; seconds per slice without
+compilation.
 """
 
 import sys
@@ -22,14 +23,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import datasets
 import run_lib
 from benchmarks import measuring
-from infra import checkpoints, command_line, config_check
+from configs.tasks import PUBLISHED_IMAGES, PUBLISHED_MRI
+from infra import checkpoints, command_line, config_check, rounds
 from solvers import get_solver
 
 FLAGS = flags.FLAGS
 
 # name -> (number of samples, switches of config.solver); what is not named is WHOLE, or the default of the config
 WHOLE = {"w": 1, "mask_keep": 1.0}  # one call a level, of the whole measurement
-PUBLISHED = {"consistency": "entries", "gamma": 2.0, "mask_keep": 0.0, "w": 3, "eta": 0.85}
 FLOW = {"step": "ddim", "eta": 0.0}  # the probability flow: no fresh noise
 QUIET = {"step": "plug_and_play"}  # no noise at all
 FAST = {**QUIET, "start_sigma": 0.3}  # solver msm_fast
@@ -72,8 +73,6 @@ MASKS: Settings = {
         f"masks of p(S), w 3, ddim, eta {e:g}, 20 x 1": (1, {"num_levels": 20, **DRAWN, **FLOW, "eta": e})
         for e in (0, 1)
     },
-    "published form, 200 x 3": (1, {**PUBLISHED, "num_levels": 200}),
-    "published form, reinject, 200 x 3": (1, {**PUBLISHED, "num_levels": 200, "reinject": True}),
 }
 ONE = {"w": 1, "mask_keep": 0.0, **QUIET}
 MASKS_NOISELESS: Settings = {
@@ -92,6 +91,10 @@ MASKS_NOISELESS: Settings = {
     "one mask of p(S), no noise, 60": (1, {"num_levels": 60, **ONE}),
     "masks of p(S), w 3, no noise, start 1, 20": (1, {"num_levels": 20, **DRAWN, **QUIET, "start_sigma": 1.0}),
 }
+PUBLISHED = {  # of scans and of images
+    which: {"published form": (1, switches), "published form, batched": (1, {**switches, "reinject": False})}
+    for which, switches in (("scans", PUBLISHED_MRI), ("images", PUBLISHED_IMAGES))
+}
 FAMILIES = {
     "levels": LEVELS,
     "steps": STEPS,
@@ -101,6 +104,10 @@ FAMILIES = {
     "masks of p(S)": MASKS,
     "masks, no noise": MASKS_NOISELESS,
 }
+
+
+def families(config) -> dict[str, Settings]:
+    return {**FAMILIES, "published": PUBLISHED["scans" if config.data.num_coils else "images"]}
 
 
 def measure(config, params, batches, num_samples: int, switches: dict, name: str = "msm") -> dict[str, float]:
@@ -119,12 +126,12 @@ def measure(config, params, batches, num_samples: int, switches: dict, name: str
     }
 
 
-def front_plot(found: dict[str, dict[str, str]], path: Path) -> None:
+def front_plot(found: dict[str, dict[str, str]], grouped: dict[str, Settings], path: Path) -> None:
     """Writes a picture: PSNR and SSIM of every setting over its network calls, one colour per family."""
     figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
     for place, (column, name) in enumerate({"psnr": "PSNR (dB)", "ssim": "SSIM"}.items(), start=1):
         axes = figure.add_subplot(1, 2, place)
-        for family, settings in FAMILIES.items():
+        for family, settings in grouped.items():
             rows = [found[setting] for setting in settings if setting in found]
             axes.plot([float(r["calls"]) for r in rows], [float(r[column]) for r in rows], "o", ms=5, label=family)
         axes.set(xscale="log", xlabel="network calls per scan", ylabel=name)
@@ -148,7 +155,9 @@ def main(argv: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / "front.csv"
     found = measuring.read_table(path, "setting")
-    settings = {name: how for family in FAMILIES.values() for name, how in family.items()}
+    measuring.check_same(out, config, found, rounds.checksum(params))
+    grouped = families(config)
+    settings = {name: how for family in grouped.values() for name, how in family.items()}
     for name, (num_samples, switches) in settings.items():
         if name in found or not any(wanted in name for wanted in FLAGS.only):
             continue
@@ -156,7 +165,7 @@ def main(argv: list[str]) -> None:
         found[name] = {"setting": name, **{key: f"{value:.4f}" for key, value in figures.items()}}
         measuring.write_table(path, found.values())
         print(found[name], flush=True)
-    front_plot(found, out / "front.png")
+    front_plot(found, grouped, out / "front.png")
 
 
 if __name__ == "__main__":

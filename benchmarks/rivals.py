@@ -2,7 +2,7 @@
 
   python benchmarks/rivals.py --config=configs/brain64_msm.py --out=workdir/rivals \
       --method=zero_filled --method=cg_sense --method=l1_wavelet --method=tv --method=msm=pretrained/brain64_msm \
-      --method=ssdu=workdir/brain64_ssdu --method=a_dps=workdir/brain64_ambient \
+      --method=ssdu=workdir/brain64_ssdu --method=a_dps=workdir/brain64_ambient,dps.mask=own \
       --method=dps=workdir/brain64_oracle --method=ddnm=workdir/brain64_oracle \
       --method=ddnm=workdir/brain64_oracle,ddnm.consistency=least_squares --tuned=workdir/tuned/tune/best.json
 
@@ -10,7 +10,7 @@ A method is SOLVER, or SOLVER=FOLDER with the workdir of its network, and settin
 loss and `ssdu` are those of the folder's config.json, all else --config's: split, task, number of samples, settings of
 solvers. --tuned may be given several times: best.json of --mode=tune, whose hyper-parameters its solvers take.
 
-Writes rivals.csv (one line per method, added as it is measured: a second start goes on; for other settings take another
+Writes rivals.csv (one line per method, added as it is measured: a second start goes on; other settings need another
 --out) and rivals.md into --out and prints the latter: PSNR and SSIM of the mean of the samples, mean +- standard error
 over slices; network calls per scan, and how many of them are differentiated, which costs about twice a call more;
 seconds per slice without compilation; memory of the compiled program for a batch of `eval.batch_size`.
@@ -119,6 +119,7 @@ def main(argv: list[str]) -> None:
     configs = {text: config_for(FLAGS.config, *method) for text, method in methods.items()}  # all mistakes come first
     out.mkdir(parents=True, exist_ok=True)
     found = measuring.read_table(out / "rivals.csv", "method")
+    measuring.check_same(out, FLAGS.config, found, [Path(path).read_text() for path in FLAGS.tuned])
     settings = FLAGS.config.eval
     batches = list(datasets.eval_batches(FLAGS.config, settings.split, settings.batch_size, settings.max_examples))
     for text, (solver, folder, _) in methods.items():

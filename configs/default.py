@@ -321,7 +321,9 @@ def _tune() -> ConfigDict:
     tune.solver = "msm"
     tune.objective = "held_out"  # held_out: predict acquired entries that were hidden | crps: how well
     # they lie in the samples' spread, for solver.temperature alone | psnr | ssim: with references
-    tune.hide = 0.2  # share of the acquired lines outside the ACS, of images of the acquired squares
+    tune.hide = (
+        0.2  # share of the acquired lines outside the ACS and what coil maps come from, of images of the squares
+    )
     tune.block = 8  # images: side of the squares in pixels
     tune.trials = 50  # all together: a study that has so many is finished
     tune.split = "validation"

@@ -308,12 +308,15 @@ def tuning_history(trials: Sequence[Any], best: Any, objective: str, floor: floa
     return _png(figure)
 
 
-def tuning_slices(trials: Sequence[Any], best: Any, objective: str, search: Mapping[str, Any]) -> bytes:
+def tuning_slices(
+    trials: Sequence[Any], best: Any, objective: str, search: Mapping[str, Any], importance: Mapping[str, float]
+) -> bytes:
     """Returns a PNG with one panel per hyper-parameter: the value of every trial over it, later trials darker.
 
     Args:
       trials, best: as in `tuning_history`.
       search: by name, low, high and log of what was searched.
+      importance: by name, its share, which the panel's title tells; {} where it is unknown.
     """
     figure = _figure((3.4 * len(search) + 0.8, 3.2), _DPI, layout="constrained")
     finite = [trial for trial in trials if trial.value is not None]
@@ -321,10 +324,15 @@ def tuning_slices(trials: Sequence[Any], best: Any, objective: str, search: Mapp
         axes = figure.add_subplot(1, len(search), place)
         at, values = [t.hyper[name] for t in finite], [t.value for t in finite]
         axes.scatter(at, values, c=[t.number for t in finite], cmap="Blues", vmin=-len(trials) / 2, s=16)
-        axes.plot(best.hyper[name], best.value, "*", color=_COLORS[1], markersize=11, label=f"{best.hyper[name]:.4g}")
+        axes.plot(best.hyper[name], best.value, "*", color=_COLORS[1], markersize=11)
         axes.set(xlim=(found.low, found.high), xscale="log" if found.log else "linear")
+        if found.log:
+            axes.set_xticks(np.geomspace(found.low, found.high, 5))
+            axes.xaxis.set_major_formatter("{x:.2g}")
+            axes.tick_params(axis="x", which="minor", labelbottom=False)
         _tuning_axes(axes, objective, name)
-        axes.legend(loc="best", frameon=False)
+        share = f", importance {importance[name]:.0%}" if name in importance else ""
+        axes.set_title(f"best {best.hyper[name]:.4g}{share}", fontsize=10)
     return _png(figure)
 
 

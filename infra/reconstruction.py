@@ -18,8 +18,7 @@ from solvers.registry import Solver
 
 def stamp_of(config: ConfigDict, solvers: dict[str, Solver], params, info: dict[str, Any]) -> str:
     """What a finished round depends on; a round of another stamp is computed again."""
-    names = ("eval", "task", "solver", "denoiser", "schedule", "transform", "model", "masks")
-    sections = {name: config[name].to_dict() for name in names}
+    sections = {**rounds.settings_of(config), "eval": config.eval.to_dict()}
     for name in ("checkpoint", "tuned", "metrics", "lpips_network", "lpips_weights"):
         sections["eval"].pop(name)  # the parameters themselves count, not where they lie; measured is afterwards
     told = {name: (dict(solver.hyper), solver.nfe, solver.num_samples) for name, solver in solvers.items()}

@@ -219,8 +219,9 @@ def _quality(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _caption(what: str, several: bool = True) -> str:
-    return f'<p class="note">{html.escape(what)}{" &plusmn; standard error" if several else ""}. Bold: best.</p>'
+def _caption(what: str, several: bool = True, compared: bool = True) -> str:
+    told = f"{html.escape(what)}{' &plusmn; standard error' if several else ''}.{' Bold: best.' if compared else ''}"
+    return f'<p class="note">{told}</p>'
 
 
 def _score_table(
@@ -231,11 +232,10 @@ def _score_table(
 ) -> str:
     """Solver x metric, mean and standard error; the best mean of a column is bold. `counts`: samples, NFE by solver."""
     columns = {metric: spec for metric, spec in known.items() if any(metric in entry for entry in table.values())}
-    best = {
-        metric: max((sign * entry[metric]["mean"] for entry in table.values() if metric in entry), default=math.nan)
-        for metric, (_, _, sign) in columns.items()
-        if sign
-    }
+    best = {}
+    for metric, (_, _, sign) in columns.items():
+        means = [sign * entry[metric]["mean"] for entry in table.values() if metric in entry]
+        best[metric] = max(means) if sign and len(means) > 1 else math.nan  # the only one is not the best
 
     def cell(entry: Mapping[str, Any], metric: str, digits: int, sign: int) -> str:
         if metric not in entry:
@@ -282,7 +282,7 @@ def _uncertainty(summary: Mapping[str, Any]) -> str:
         [
             "<h2>Uncertainty</h2>",
             _score_table(drawn, _UNCERTAINTY_COLUMNS, summary["primary"]),
-            _caption(f"Mean over the heads of {slices} slices"),
+            _caption(f"Mean over the heads of {slices} slices", compared=len(drawn) > 1),
             '<img src="figures/reliability.png" alt="Share of pixels inside intervals, over the intervals\' level">',
         ]
     )

@@ -11,13 +11,18 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from infra.atomic import atomic_file, atomic_write_npz
 
 SCIENCE = (
-    *("losses.py", "sampling.py", "sde_lib.py", "datasets.py", "evaluation.py", "tuning.py"),
-    *("infra/reconstruction.py", "infra/generation.py", "models", "operators", "solvers"),
+    *("losses.py", "sampling.py", "predictor_corrector.py", "ssdu.py", "sde_lib.py", "datasets.py", "evaluation.py"),
+    *("calibration.py", "metrics.py", "tuning.py", "infra/reconstruction.py", "infra/generation.py"),
+    *("models", "operators", "solvers"),
 )
+# Sections of the config that decide no result of a given network: how it was trained, what else is drawn from it, and
+# what the store's manifest says. Of `eval` and `tune` some settings do: who asks adds them.
+_OF_NO_RESULT = ("data", "optim", "training", "sampling", "eval", "tune")
 
 
 def checksum(params: Any) -> int:
@@ -37,6 +42,16 @@ def code_checksum() -> int:
         for path in [root / name] if name.endswith(".py") else sorted((root / name).glob("*.py")):
             total = zlib.crc32(path.read_bytes(), total)
     return total
+
+
+def settings_of(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """{section: {setting: value}} of all that a solver's result depends on, whichever solver it is."""
+    sections = config.copy_and_resolve_references().items()
+    return {
+        name: section.to_dict()
+        for name, section in sections
+        if isinstance(section, ConfigDict) and name not in _OF_NO_RESULT
+    }
 
 
 def path_of(folder: Path, index: int) -> Path:

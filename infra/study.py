@@ -88,6 +88,19 @@ class Study:
         self._storage.engine.dispose()
 
     @property
+    def importance(self) -> dict[str, float]:
+        """Share of each hyper-parameter in what tells the best tenth of the trials from the others; shares sum to 1.
+
+        By functional ANOVA of the Parzen estimates (Watanabe, Bansal and Hutter 2023). Empty where there is but one
+        hyper-parameter, or before there are `RANDOM_TRIALS` that did not fail.
+        """
+        if len(self._space) < 2 or sum(trial.value is not None for trial in self.trials) < RANDOM_TRIALS:
+            return {}
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+        found = optuna.importance.get_param_importances(self._study, evaluator=evaluator)
+        return {name: float(found[name]) for name in self._space}
+
+    @property
     def trials(self) -> list[Trial]:
         """The finished trials in order."""
         return [Trial(t.number, t.params, t.value) for t in self._study.get_trials(deepcopy=False)]
@@ -163,8 +176,7 @@ def name_of(config, solver: Solver, params: Any, info: Mapping[str, Any]) -> str
       params: of the network, or None.
       info: the store's manifest.
     """
-    names = ("task", "solver", "denoiser", "schedule", "transform", "model", "masks", "tune")
-    sections = {name: config[name].to_dict() for name in names}
+    sections = {**rounds.settings_of(config), "tune": config.tune.to_dict()}
     for name in ("trials", "batch_size", "folder"):
         sections["tune"].pop(name)
     data = {name: value for name, value in info.items() if name not in ("notes", "licences", "versions")}
@@ -254,7 +266,13 @@ def run(study: Study | None, names: Sequence[str], evaluate: Callable[[Mapping],
         for number in range(done, total):
             hyper = dict.fromkeys(names, 0.0) if study is None else study.suggest()
             told = sharding.from_first(np.array([hyper[name] for name in names], np.float32))
-            value = evaluate(dict(zip(names, told, strict=True)))
+            try:
+                value = evaluate(dict(zip(names, told, strict=True)))
+            except (FloatingPointError, jax.errors.JaxRuntimeError) as error:
+                if number == done or jax.process_count() > 1:  # nothing has worked so far, or others wait for this one
+                    raise
+                logging.warning("trial %d raised: %s", number, error)
+                value = np.nan
             if not np.isfinite(value):
                 logging.warning("trial %d failed: its value is %s with %s", number, value, _text(hyper))
             if study is not None:
@@ -269,7 +287,7 @@ def _text(hyper: Mapping[str, float]) -> str:
 
 
 def write(
-    experiment, solver: Solver, objective: Objective, batches: Sequence[Judged], trials: Sequence[Trial],
+    experiment, solver: Solver, objective: Objective, batches: Sequence[Judged], study: Study,
     solve: Callable, folder: Path, facts: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Writes trials.csv, history.png, slices.png and the solver's entry of best.json; returns that entry.
@@ -283,6 +301,7 @@ def write(
     Raises UserError if all trials failed.
     """
     config, settings = experiment.config, experiment.config.tune
+    trials, importance = study.trials, study.importance
     rows = [{"trial": t.number, "value": "failed" if t.value is None else t.value, **t.hyper} for t in trials]
     write_metrics_csv(folder / "trials.csv", rows)
     best = best_of(trials, objective.minimise)
@@ -292,7 +311,9 @@ def write(
     floor = float(np.mean(np.concatenate(floors))) if floors else None
     atomic_write_bytes(folder / "history.png", figures.tuning_history(trials, best, settings.objective, floor))
     search = solver.spread if objective.of_spread else solver.search
-    atomic_write_bytes(folder / "slices.png", figures.tuning_slices(trials, best, settings.objective, search))
+    atomic_write_bytes(
+        folder / "slices.png", figures.tuning_slices(trials, best, settings.objective, search, importance)
+    )
     covered = {}
     if objective.of_spread:
         found = levels_of(solve, list(search), [trials[0].hyper, best.hyper], 2)
@@ -307,6 +328,7 @@ def write(
         **({} if floor is None else {"noise_floor": floor}),
         **({"coverage of hidden entries": covered} if covered else {}),
         "definition": objective.definition,
+        **({"importance": importance} if importance else {}),
         "trial": best.number,
         "trials": len(trials),
         "failed": sum(trial.value is None for trial in trials),

@@ -24,6 +24,7 @@ EstimateMaps = Callable[[Any, Any], jax.Array]
 
 COIL_MAPS: Registry[Callable[..., EstimateMaps]] = Registry("coil map estimator")
 
+CALIBRATION = 24  # central lines, the most that maps are estimated from
 _KERNEL = 6  # k-space neighbours along either axis, as in the ESPIRiT paper
 _ENOUGH = 2 * _KERNEL - 1  # ACS entries along an axis for a patch of that size to have as many shifts as it is long
 _PRECISE = jax.lax.Precision.HIGHEST  # accelerators would multiply float32 matrices with fewer digits
@@ -41,7 +42,7 @@ def get_coil_maps(name: str, **settings) -> EstimateMaps:
     return COIL_MAPS[name](**settings)
 
 
-def find_acs(mask, most: int = 24) -> tuple[int, int, int, int]:
+def find_acs(mask, most: int = CALIBRATION) -> tuple[int, int, int, int]:
     """Returns (top, bottom, left, right), half open, of the fully acquired block around the centre of k-space.
 
     The block starts from the central entry and grows by whole rows and columns as long as everything that it would
@@ -76,7 +77,7 @@ def find_acs(mask, most: int = 24) -> tuple[int, int, int, int]:
 
 @COIL_MAPS.register("espirit")
 def get_espirit(
-    kernel: tuple[int, int] | None = None, calibration: int = 24, threshold: float = 0.001, crop: float = 0.8
+    kernel: tuple[int, int] | None = None, calibration: int = CALIBRATION, threshold: float = 0.001, crop: float = 0.8
 ) -> EstimateMaps:
     """ESPIRiT, one set of maps (Uecker et al., Magn Reson Med 71:990, 2014; defaults of BART's `ecalib -m1`).
 
@@ -115,7 +116,7 @@ def kernels_of(*entries: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 @COIL_MAPS.register("walsh")
-def get_walsh(block: int = 7, calibration: int = 24, crop: float = 0.05) -> EstimateMaps:
+def get_walsh(block: int = 7, calibration: int = CALIBRATION, crop: float = 0.05) -> EstimateMaps:
     """Adaptive combination (Walsh et al., Magn Reson Med 43:682, 2000) of the images of the Hann-windowed ACS.
 
     The maps at a pixel are the leading eigenvector of the coils' covariance over `block` x `block` pixels around it.
@@ -132,7 +133,7 @@ def get_walsh(block: int = 7, calibration: int = 24, crop: float = 0.05) -> Esti
 
 
 @COIL_MAPS.register("lowres")
-def get_lowres(calibration: int = 24, crop: float = 0.05) -> EstimateMaps:
+def get_lowres(calibration: int = CALIBRATION, crop: float = 0.05) -> EstimateMaps:
     """Images of the Hann-windowed ACS divided by their root sum of squares over coils (McKenzie et al., 2002).
 
     They are 0 where that is not above `crop` of its largest value. `calibration`: see `get_espirit`.

@@ -1,13 +1,16 @@
 """infra/rounds.py: a finished round is reused only for equal work, and a damaged one is computed again."""
 
+import ast
 import logging
 import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from infra import rounds
+from configs.default import get_config
+from infra import reconstruction, rounds
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -66,3 +69,62 @@ def test_a_change_of_the_science_makes_rounds_old(monkeypatch, tmp_path):
         rounds.code_checksum.cache_clear()
         assert rounds.code_checksum() != before
     rounds.code_checksum.cache_clear()
+
+
+def every_setting(config, above=()):
+    for name, value in config.items():
+        if hasattr(value, "items"):
+            yield from every_setting(value, (*above, name))
+        else:
+            yield (*above, name)
+
+
+@pytest.mark.parametrize(
+    "section",
+    ["task", "solver", "msm_fast", "score_sde", "ssdu", "dps", "ddnm", "baselines", "loss", "denoiser", "schedule",
+     "transform", "model", "masks"],
+)  # fmt: skip
+def test_every_setting_of_a_result_is_part_of_its_stamp(section):
+    config = get_config()
+    before, paths = reconstruction.stamp_of(config, {}, None, {}), list(every_setting(config[section]))
+    assert paths
+    for path in paths:
+        config = get_config()
+        folder = config[section]
+        for name in path[:-1]:
+            folder = folder[name]
+        with folder.ignore_type():
+            folder[path[-1]] = "something else"
+        assert reconstruction.stamp_of(config, {}, None, {}) != before, f"{section}.{'.'.join(path)}"
+
+
+def test_what_decides_no_result_is_no_part_of_its_stamp():
+    config = get_config()
+    before = reconstruction.stamp_of(config, {}, None, {})
+    config.training.num_steps, config.optim.ema_rate, config.tune.trials, config.sampling.eta = 3, 0.5, 4, 0.2
+    config.eval.tuned, config.eval.checkpoint, config.eval.metrics = "a", "b", ("paper",)
+    assert reconstruction.stamp_of(config, {}, None, {}) == before
+    config.seed = 1
+    assert reconstruction.stamp_of(config, {}, None, {}) != before
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield str(node.module)
+
+
+def test_all_code_that_results_come_from_is_in_their_checksum():
+    """What the files of SCIENCE import is of SCIENCE as well; of plumbing (infra, builders) what is listed there."""
+    files = [
+        path
+        for name in rounds.SCIENCE
+        for path in ([ROOT / name] if name[-3:] == ".py" else (ROOT / name).glob("*.py"))
+    ]
+    names = {name.split(".")[0] for path in files for name in imported(path)}
+    ours = {name for name in names if (ROOT / f"{name}.py").exists() or (ROOT / name / "__init__.py").exists()}
+    listed = {name.removesuffix(".py") for name in rounds.SCIENCE}
+    assert ours - listed == {"builders", "infra", "registry"} | (ours & {"features", "frechet", "memorisation"})
+    assert {"solvers", "ssdu", "predictor_corrector", "calibration"} <= ours & listed

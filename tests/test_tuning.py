@@ -10,6 +10,7 @@ import tuning
 from calibration import COVERAGES, coverage
 from configs.default import get_config
 from operators.acquisition import Acquisition
+from operators.coils import find_acs
 from operators.masks import centre_lines
 from operators.measurement import Measurement
 from operators.transform import MultiCoilFourier
@@ -30,11 +31,28 @@ def test_hidden_lines_are_a_share_of_the_acquired_ones_outside_the_acs():
     shown, y = rest.mask, rest.y
     assert not (shown & hidden).any() and ((shown | hidden) == whole.mask).all()
     assert not (hidden & np.asarray(centre_lines(32, ACS))).any()
-    candidates = whole.mask.sum((1, 2, 3)) - ACS
+    calibration = np.array([np.diff(find_acs(mask[0])[2:])[0] for mask in whole.mask])
+    assert (calibration >= ACS).all()
+    candidates = whole.mask.sum((1, 2, 3)) - calibration
     np.testing.assert_array_equal(hidden.sum((1, 2, 3)), np.round(0.4 * candidates))
     assert candidates.min() > 3
     assert (y[np.broadcast_to(hidden, y.shape)] == 0).all()
     np.testing.assert_array_equal(y + np.where(hidden, whole.y, 0), whole.y)
+
+
+@pytest.mark.parametrize("width", [32, 33, 16])
+def test_what_coil_maps_may_come_from_is_never_hidden(width):
+    """The same lines as `find_acs` finds, also where they reach an edge, are all there are, or none."""
+    rng = np.random.default_rng(0)
+    masks = rng.random((20, 1, width)) < rng.uniform(0.3, 1, (20, 1, 1))
+    masks[0], masks[1] = True, False
+    region = jax.jit(tuning.calibration_region)
+    for mask in masks:
+        _, _, low, high = find_acs(mask)
+        np.testing.assert_array_equal(np.flatnonzero(region(mask[None])), np.arange(low, high))
+    points = np.asarray(region(np.ones((1, 40, 30), bool)))[0]
+    np.testing.assert_array_equal(np.argwhere(points)[[0, -1]], [[8, 3], [31, 26]])
+    assert points.sum() == 24 * 24 and find_acs(np.ones((40, 30), bool)) == (8, 32, 3, 27)
 
 
 def test_what_is_hidden_depends_on_seed_and_example_alone():
