@@ -6,7 +6,8 @@
 The references of `eval.split` are measured anew (task cs_mri) with `--config.task.noise_std`, at the ACS lines of the
 training masks. Prints effective acceleration, and PSNR / SSIM of the mean of the samples, mean over the slices.
 Another matrix size is another store: --config.data.dir and image_size, --config.masks.acs_lines in proportion
-and, where the network has attention, its sizes: 12 in place of 8 for 96 x 96 in place of 64 x 64.
+and, where the network has attention, its sizes: 12 in place of 8 for 96 x 96 in place of 64 x 64
+(`models.levels.attention_at`; tools/reconstruct.py does both by itself).
 """
 
 import sys

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import jax
 from ml_collections import ConfigDict
 
+from models.levels import attention_levels, size_unit
+
 TASKS_OF_ENTRIES = ("acquired", "cs_mri", "box_inpainting", "random_inpainting")  # what they measure is a part of T x
 
 TASKS_OF_CT = ("sparse_ct", "mar", "sparse_mar")
@@ -79,7 +81,7 @@ def _acs_inside_image(c: ConfigDict) -> str | None:
 
 @_must_fit("data.image_size", "model.patch_size", "model.channel_mult")
 def _image_divides_into_levels(c: ConfigDict) -> str | None:
-    unit = c.model.patch_size * 2 ** (len(c.model.channel_mult) - 1)
+    unit = size_unit(c.model.patch_size, len(c.model.channel_mult))
     if c.data.image_size % unit == 0:
         return None
     return (
@@ -102,10 +104,8 @@ def _attention_divides_into_heads(c: ConfigDict) -> str | None:
     m = c.model
     if m.name != "adm":
         return None
-    used = {m.channel_mult[-1]}  # the block in the middle always has attention
-    for level, mult in enumerate(m.channel_mult):
-        if c.data.image_size // m.patch_size // 2**level in tuple(m.attention_resolutions):
-            used.add(mult)
+    with_attention = {len(m.channel_mult) - 1, *attention_levels(m, c.data.image_size)}  # the block in the middle too
+    used = {m.channel_mult[level] for level in with_attention}
     key = "num_heads" if m.num_head_channels == -1 else "num_head_channels"
     bad = sorted(m.num_channels * mult for mult in used if m.num_channels * mult % m[key])
     if not bad:

@@ -3,22 +3,52 @@
 import dataclasses
 import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
 import run_lib
 from builders.scan import Options, Scan, prepare_scan
+from builders.scan_files import SUFFIXES
 from infra import config_check, preemption, reconstruction, rounds, sharding, workdir
+from infra.errors import UserError
 from infra.image_files import Volume
 from infra.progress import Progress
 from infra.raw_readers import RawVolume
 from metrics import get_metrics
+from models.levels import attention_at, size_unit
 from operators.measurement import EvalExample, Measurement
 from operators.tasks import get_task
 from solvers import get_solver
 
 PADDING_ID = -1
+
+
+def name_of(path: str) -> str:
+    """The name of a scan: its file's, without the suffix of a raw format; 2024.01.05_scan.npy is 2024.01.05_scan."""
+    file = Path(path)
+    return file.stem if file.suffix.lower() in (*SUFFIXES, ".hdr") else file.name
+
+
+def set_size(config: ConfigDict, size: int) -> None:
+    """Has the network that a config describes reconstruct `size` x `size` pixels, in place; at its own size no change.
+
+    Attention stays at the levels that were trained with it (`attention_at`). The ACS of p(S) keeps its share of the
+    lines, 6 of 64 being 9 of 96: the network knows shares of k-space, no counts of lines.
+
+    Raises UserError for a size that the levels do not divide; it names the nearest that they do.
+    """
+    trained, model, masks = config.data.image_size, config.model, config.masks
+    unit = size_unit(model.patch_size, len(model.channel_mult))
+    if size % unit:
+        below = size - size % unit
+        nearest = " or ".join(str(n) for n in (below, below + unit) if n)
+        raise UserError(f"size is {size}: the network takes multiples of {unit} pixels only; take {nearest}")
+    if size != trained:
+        model.attention_resolutions = attention_at(size, model, model.attention_resolutions, trained)
+        masks.acs_lines = round(masks.acs_lines * size / trained)
+        config.data.image_size = size
 
 
 def batches(scan: Scan, name: str, size: int) -> Iterator[EvalExample]:
@@ -44,20 +74,25 @@ def reconstruct(config: ConfigDict, raw: RawVolume, options: Options, name: str,
       config: of the checkpoint (`eval.checkpoint`); what belongs to the scan is set here.
       raw, options: the scan and what preparation does with it.
       name: of the scan.
-      folder: workdir of the results; a round that is there is not computed again.
+      folder: workdir of the results of this raw file; a round that is there is not computed again.
       command: for the report.
 
     Returns:
       The volume of the last solver.
 
-    Raises UserError: see `prepare_scan`, `config_check.check`, `workdir.open_workdir`.
+    Raises UserError: see `set_size`, `prepare_scan`, `config_check.check`, `workdir.open_workdir`; for a folder that
+    holds the results of another raw file.
     """
-    config.data.image_size = options.size
+    set_size(config, options.size)
     config.data.num_coils = min(raw.kspace.shape[1], options.coils or raw.kspace.shape[1])
     config.task.name = "acquired"
     config_check.check(config)
     measures, absent = get_metrics(config)
     run_lib.check_folders(config, folder, "reconstruct")
+    source = _source(raw, name)
+    recorded = workdir.recorded_data(folder, "reconstruct")
+    if recorded not in ({}, source):
+        raise UserError(f"{folder} holds the results of another raw file, {recorded['scan']}: choose another --out")
     scan = prepare_scan(raw, options)
     experiment = run_lib.build(config)
     task = get_task(config, experiment.transform)
@@ -71,7 +106,7 @@ def reconstruct(config: ConfigDict, raw: RawVolume, options: Options, name: str,
         "notes": [f"{name}: {'; '.join(scan.facts['steps'])}; noise from the {scan.facts['noise_from']}."],
         "content": hashlib.sha256(scan.y.tobytes() + scan.maps.tobytes()).hexdigest(),
     }
-    with workdir.open_workdir(folder, config, "reconstruct") as run:
+    with workdir.open_workdir(folder, config, "reconstruct", source) as run:
         run_lib.setup_logging(run, origin)
         runners = {n: sharding.data_parallel_solve(s.solve, experiment.mesh) for n, s in solvers.items()}
         stamp, done, compiled = reconstruction.stamp_of(config, solvers, params, info), [], {}
@@ -98,3 +133,8 @@ def reconstruct(config: ConfigDict, raw: RawVolume, options: Options, name: str,
     std = joined("std") if f"{chosen}/std" in done[0] else None
     pixel_mm = tuple(scan.facts["pixel_mm"]) if "pixel_mm" in scan.facts else None
     return Volume(name, joined("mean"), std, pixel_mm, raw.header)
+
+
+def _source(raw: RawVolume, name: str) -> dict[str, str]:
+    """What tells a raw file from another: the name of the scan and the SHA-256 of its k-space."""
+    return {"scan": name, "kspace": hashlib.sha256(raw.kspace.ravel().data).hexdigest()}

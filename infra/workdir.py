@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from configs.default import get_config
 from infra.atomic import atomic_write_json, safe_join
 from infra.errors import DISK_ERRORS, IN_THE_WAY, UserError
+from models.levels import attention_at
 
 # Settings without which a checkpoint means something else. A name that ends in '.' stands for its whole section.
 OF_THE_NETWORK = ("model.", "denoiser.", "schedule.name", "transform.")
@@ -91,8 +92,7 @@ def open_workdir(
     """
     root = check_workdir(workdir, config, mode)
     now, before = _flat(config), _read_config(root / "config.json")
-    manifest, data = _read_manifest(root / "manifest.json"), _flat(data or {})
-    known = manifest.get(mode, {}).get("data", {})
+    known, data = recorded_data(root, mode), _flat(data or {})
     if known:
         _refuse_differences(root, known, data, tuple({*known, *data}), "workdir")
     if jax.process_index() != 0:
@@ -129,12 +129,18 @@ def check_checkpoint_config(folder: str | os.PathLike, config: ConfigDict) -> No
     """Raises UserError if the checkpoints in `folder` belong to a network of another meaning than config's.
 
     Compared with <folder>/config.json, if there is one: model, denoiser, schedule.name and transform. Shapes alone do
-    not tell: a network trained with another sigma_data has the same shapes and gives wrong pictures.
+    not tell: a network trained with another sigma_data has the same shapes and gives wrong pictures. At another image
+    size than the trained one, it is the levels with attention that must be the same.
     """
     folder = Path(folder).expanduser().resolve()
-    before = _read_config(folder / "config.json")
+    before, now = _read_config(folder / "config.json"), _flat(config)
     if before is not None:
-        _refuse_differences(folder, before, _flat(config), OF_THE_NETWORK, "checkpoint")
+        for settings in (before, now):
+            resolutions, size = settings["model.attention_resolutions"], settings["data.image_size"]
+            settings["model.attention_resolutions"] = list(
+                attention_at(config.data.image_size, config.model, resolutions, size)
+            )
+        _refuse_differences(folder, before, now, OF_THE_NETWORK, "checkpoint")
 
 
 def config_of(folder: str | os.PathLike) -> ConfigDict:
@@ -230,6 +236,11 @@ def _take_lock(path: Path, mode: str) -> Any:
     file.write(str(os.getpid()))
     file.flush()
     return file
+
+
+def recorded_data(folder: str | os.PathLike, mode: str) -> dict[str, Any]:
+    """What `open_workdir` was last told as `data` in this folder, flat; {} if nothing."""
+    return _read_manifest(Path(folder).expanduser() / "manifest.json").get(mode, {}).get("data", {})
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

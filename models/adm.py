@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from infra.errors import UserError
 from models import layers
+from models.levels import attention_levels, size_unit
 from models.registry import MODELS
 from registry import nearest
 
@@ -137,7 +138,7 @@ class ADM(nn.Module):
         return h
 
     def _check_size(self, shape: tuple[int, ...]) -> None:
-        unit = self.patch_size * 2 ** (len(self.channel_mult) - 1)
+        unit = size_unit(self.patch_size, len(self.channel_mult))
         if len(shape) != 4 or shape[-1] != self.channels:
             raise UserError(f"the network takes (batch, rows, columns, {self.channels}) images, not {shape}")
         if shape[1] % unit or shape[2] % unit:
@@ -147,11 +148,6 @@ class ADM(nn.Module):
             )
 
 
-def level_sizes(image_size: int, patch_size: int, num_levels: int) -> tuple[int, ...]:
-    """Feature-map size of each level for a square image: image_size / patch_size, then half of it, and so on."""
-    return tuple(image_size // patch_size // 2**level for level in range(num_levels))
-
-
 @MODELS.register("adm")
 def get_adm(config: ConfigDict, in_channels: int) -> ADM:
     """Builds the U-Net from `config.model` and `config.data.image_size`.
@@ -159,7 +155,7 @@ def get_adm(config: ConfigDict, in_channels: int) -> ADM:
     `attention_resolutions` are sizes of feature maps, i.e. after space-to-depth: a 64-pixel image with patch_size 2 and
     three levels has feature maps of 32, 16 and 8. Sizes that no level has are ignored, as in the published code, so
     that one list may serve several image sizes. Images of other sizes than `image_size` have attention at the same
-    levels.
+    levels; a config of another size needs the list of `models.levels.attention_at`.
 
     Raises:
       UserError: image_size not divisible by patch_size * 2^(levels-1), unknown dtype, or a number that is not positive.
@@ -174,13 +170,12 @@ def get_adm(config: ConfigDict, in_channels: int) -> ADM:
             raise UserError(f"model.{key} is {getattr(model, key)}: it must be at least 1")
     if not model.channel_mult or any(m < 1 for m in model.channel_mult):
         raise UserError(f"model.channel_mult is {tuple(model.channel_mult)}: give one factor of at least 1 per level")
-    sizes = level_sizes(config.data.image_size, model.patch_size, len(model.channel_mult))
     net = ADM(
         channels=in_channels,
         num_channels=model.num_channels,
         channel_mult=tuple(model.channel_mult),
         num_res_blocks=model.num_res_blocks,
-        attention_levels=tuple(i for i, size in enumerate(sizes) if size in tuple(model.attention_resolutions)),
+        attention_levels=attention_levels(model, config.data.image_size),
         num_heads=model.num_heads,
         num_head_channels=model.num_head_channels,
         patch_size=model.patch_size,

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 
 from infra.errors import UserError
 from models import layers
-from models.adm import DTYPES, level_sizes
+from models.adm import DTYPES
+from models.levels import attention_levels, size_unit
 from models.ncsnpp_layers import (
     RESAMPLE,
     AttentionBlock,
@@ -155,7 +156,7 @@ class NCSNpp(nn.Module):
         return layers.Conv3x3(self.channels * self.patch_size**2, name=f"{name}_conv")(h)
 
     def _check_size(self, shape: tuple[int, ...]) -> None:
-        unit = self.patch_size * 2 ** (len(self.channel_mult) - 1)
+        unit = size_unit(self.patch_size, len(self.channel_mult))
         if len(shape) != 4 or shape[-1] != self.channels or shape[1] % unit or shape[2] % unit:
             raise UserError(
                 f"the network takes (batch, rows, columns, {self.channels}) images of rows and columns that are "
@@ -171,13 +172,12 @@ def get_ncsnpp(config: ConfigDict, in_channels: int) -> NCSNpp:
     do not divide.
     """
     model, own = config.model, config.model.ncsnpp
-    sizes = level_sizes(config.data.image_size, model.patch_size, len(model.channel_mult))
     net = NCSNpp(
         channels=in_channels,
         num_channels=model.num_channels,
         channel_mult=tuple(model.channel_mult),
         num_res_blocks=model.num_res_blocks,
-        attention_levels=tuple(i for i, size in enumerate(sizes) if size in tuple(model.attention_resolutions)),
+        attention_levels=attention_levels(model, config.data.image_size),
         patch_size=model.patch_size,
         dtype=DTYPES[model.dtype],
         remat=model.remat,

@@ -8,8 +8,8 @@ from flax.traverse_util import flatten_dict
 
 from configs.default import get_config
 from models import layers
-from models.adm import level_sizes
 from models.init import init_params, param_shapes
+from models.levels import attention_at, level_sizes
 from models.registry import get_model
 from tests.checks import message_of
 
@@ -211,6 +211,25 @@ def test_attention_sits_at_the_named_feature_map_sizes():
     with_attention = {name for name, block in params.items() if "qkv" in block}
     expected = {"input_blocks_1_1", "input_blocks_5_1", "middle_block_1"}
     assert with_attention == expected | {f"output_blocks_{i}_1" for i in (0, 1, 4, 5)}
+
+
+@pytest.mark.parametrize("name", ["adm", "ncsnpp"])
+def test_at_another_size_the_same_levels_have_attention(name):
+    """8 of 16 pixels is level 1, which has 12 of 24; left as it was, the list would name no level of that size."""
+    config = toy_config(name=name, attention_resolutions=(8, 99))
+    trained = param_shapes(get_model(config, 2), (16, 16, 2))
+    assert attention_at(16, config.model, (8, 99), trained_size=16) == (8,)
+    config.data.image_size = 24
+    assert param_shapes(get_model(config, 2), (24, 24, 2)).keys() != trained.keys()
+    config.model.attention_resolutions = attention_at(24, config.model, (8, 99), trained_size=16)
+    assert config.model.attention_resolutions == (12,)
+    assert param_shapes(get_model(config, 2), (24, 24, 2)) == trained
+
+
+def test_attention_of_several_levels_at_another_size():
+    """Twice the size: 16 and 8 stay levels 2 and 3, though 16 is a feature map of level 3 there."""
+    model = toy_config(channel_mult=(1, 1, 1, 1)).model
+    assert attention_at(128, model, (8, 16), trained_size=64) == (32, 16)
 
 
 # --- initial values ---------------------------------------------------------------------------------------------------

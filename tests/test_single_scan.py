@@ -24,10 +24,11 @@ SIZE = 16
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    """An untrained network of 16 x 16 images, as a folder of pretrained/ is."""
+    """An untrained network of 16 x 16 images with attention at its one level, as a folder of pretrained/ is."""
     folder = tmp_path_factory.mktemp("pretrained")
     config = small_config(folder)
     config.data.image_size = SIZE
+    config.model.attention_resolutions = (SIZE // 2,)
     experiment = run_lib.build(config)
     export_params(folder, init_params(experiment.model, 0, experiment.image_shape), 7, {})
     atomic_write_json(folder / "config.json", config.to_dict())
@@ -83,11 +84,52 @@ def test_any_mask_and_size_is_reconstructed_by_one_network(checkpoint, tmp_path,
     assert (tmp_path / "eval" / "report.html").exists()
 
 
+def test_another_size_changes_what_depends_on_it_and_the_trained_one_nothing(checkpoint):
+    config, trained = config_for(checkpoint), config_for(checkpoint)
+    single_scan.set_size(config, SIZE)
+    assert config == trained
+    single_scan.set_size(config, 24)
+    trained.data.image_size, trained.model.attention_resolutions, trained.masks.acs_lines = 24, (12,), 6  # 4 of 16
+    assert config == trained
+
+
 def test_a_size_that_the_network_does_not_admit_is_refused(checkpoint, tmp_path):
     raw, _ = scan(column_masks(24, 1, acs=8)[0])
     config = config_for(checkpoint, solvers=("msm",))
     problem = message_of(single_scan.reconstruct, config, raw, options(size=23), "head", str(tmp_path / "odd"), "")
-    assert "data.image_size is 23: it must be a multiple of 2" in problem
+    assert problem == "size is 23: the network takes multiples of 2 pixels only; take 22 or 24"
+
+
+def test_a_folder_goes_on_with_its_raw_file_and_refuses_another(checkpoint, tmp_path):
+    (raw, _), (other, _) = scan(masks()["equispaced"], slices=1), scan(masks()["partial Fourier"], slices=1)
+
+    def reconstruct(raw: RawVolume, name: str, **changes):
+        config = config_for(checkpoint, solvers=("zero_filled",))
+        return single_scan.reconstruct(config, raw, options(**changes), name, str(tmp_path), "")
+
+    first, path = reconstruct(raw, "head"), tmp_path / "eval" / "rounds" / "round_0000.npz"
+    written = path.stat().st_mtime_ns
+    np.testing.assert_array_equal(reconstruct(raw, "head").image, first.image)
+    assert path.stat().st_mtime_ns == written, "the round was computed again"
+    for answer in (message_of(reconstruct, raw, "copy"), message_of(reconstruct, other, "head")):
+        assert answer == f"{tmp_path} holds the results of another raw file, head: choose another --out"
+    assert path.stat().st_mtime_ns == written
+    assert np.abs(reconstruct(raw, "head", maps="walsh").image - first.image).max() > 0, (
+        "other options are no other file"
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("a/2024.01.05_scan.npy", "2024.01.05_scan"),
+        ("2024.01.05_scan", "2024.01.05_scan"),
+        ("head.H5", "head"),
+        ("b/head.1.hdr", "head.1"),
+    ],
+)
+def test_a_scan_has_the_name_of_its_file_without_the_known_suffix(file, name):
+    assert single_scan.name_of(file) == name
 
 
 def test_images_have_the_units_of_the_file(checkpoint, tmp_path):

@@ -246,6 +246,17 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
         check_checkpoint_config(tmp_path, config)
 
 
+def test_at_another_image_size_the_trained_levels_have_attention(tmp_path):
+    """The default: feature maps of 64, 32 and 16 pixels, attention at the last, which has 24 of 96."""
+    config = get_config()
+    atomic_write_json(tmp_path / "config.json", config.to_dict())
+    config.data.image_size = 96
+    with pytest.raises(UserError, match=r"model.attention_resolutions: \[24\] in checkpoint, \[\] now"):
+        check_checkpoint_config(tmp_path, config)
+    config.model.attention_resolutions = (24, 16)  # one list for both sizes
+    check_checkpoint_config(tmp_path, config)
+
+
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x", "link/x"])
 def test_paths_outside_the_workdir_are_refused(tmp_path, name):
     root = tmp_path / "root"

@@ -27,8 +27,8 @@ from flax.traverse_util import flatten_dict
 from jax.extend.core import Literal
 
 from infra import command_line, config_check
-from models.adm import level_sizes
 from models.init import param_shapes
+from models.levels import level_sizes
 from models.registry import get_model
 from operators.transform import get_transform
 

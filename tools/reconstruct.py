@@ -7,7 +7,7 @@
 Any format of tools/prepare_mri.py, and its steps; nothing is left out of the scan. The mask is the file's: other
 accelerations, equispaced lines, partial Fourier and 2-D masks need no other network. --size is the matrix that is
 reconstructed, that of the checkpoint if not given; any multiple of the network's unit will do, though a network is at
-its best at the pixel size that it has seen.
+its best at the pixel size that it has seen. --out belongs to one raw file: another one is refused there.
 
 Writes into --out: images/NAME.npz (complex and magnitude in the units of the file, std map, pixel size) and what else
 --formats names, eval/report.html, eval/metrics.csv (with quality only where the scan is fully sampled), eval/rounds.
@@ -63,7 +63,7 @@ def main(_: list[str]) -> None:
         checkpoint=_CHECKPOINT.value, solvers=tuple(_SOLVERS.value), num_samples=_SAMPLES.value,
         batch_size=_BATCH.value, tuned="", folder="eval", metrics=("standard",),
     )  # fmt: skip
-    name = Path(_RAW.value or "").name.split(".")[0]
+    name = single_scan.name_of(_RAW.value or "")
     volume = single_scan.reconstruct(config, raw, options, name, _OUT.value or "", " ".join(["python", *sys.argv]))
     for written in _FORMATS.value:
         image_files.WRITERS[written](Path(_OUT.value or "") / "images", volume)

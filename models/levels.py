@@ -1,0 +1,33 @@
+"""Levels of a U-Net: their feature maps, the image sizes that they divide, and which of them have attention."""
+
+from collections.abc import Collection
+
+from ml_collections import ConfigDict
+
+
+def size_unit(patch_size: int, num_levels: int) -> int:
+    """Rows and columns of images must be multiples of this: patch_size * 2^(levels-1)."""
+    return patch_size * 2 ** (num_levels - 1)
+
+
+def level_sizes(image_size: int, patch_size: int, num_levels: int) -> tuple[int, ...]:
+    """Feature-map size of each level for a square image: image_size / patch_size, then half of it, and so on."""
+    return tuple(image_size // patch_size // 2**level for level in range(num_levels))
+
+
+def attention_levels(model: ConfigDict, image_size: int) -> tuple[int, ...]:
+    """The levels, 0 the finest, whose feature maps have one of `model.attention_resolutions`."""
+    sizes = level_sizes(image_size, model.patch_size, len(model.channel_mult))
+    return tuple(level for level, size in enumerate(sizes) if size in tuple(model.attention_resolutions))
+
+
+def attention_at(
+    image_size: int, model: ConfigDict, resolutions: Collection[int], trained_size: int
+) -> tuple[int, ...]:
+    """The attention resolutions at `image_size` of a network trained at `trained_size` with `resolutions`.
+
+    They are the feature-map sizes that the same levels have there: (8,) of 64 pixels is (12,) of 96. Sizes that no
+    level has are left out. Of `model` only the levels are read.
+    """
+    sizes = (level_sizes(size, model.patch_size, len(model.channel_mult)) for size in (trained_size, image_size))
+    return tuple(new for old, new in zip(*sizes, strict=True) if old in resolutions)
