@@ -54,7 +54,7 @@ def reconstruct(
 ) -> dict[str, np.ndarray]:
     """Prepares and evaluates; returns the mean image (S,H,W) of every solver, in the units of the raw file."""
     store, workdir = folder / "store" / name, folder / "workdir" / name
-    run("tools/prepare_mri.py", f"--in={folder / name}", f"--out={store}", f"--size={SIZE}", *flags)
+    run("tools/prepare_mri.py", f"--in={folder / name}", f"--out={store}", f"--size={SIZE}", "--test=*", *flags)
     manifest = json.loads((store / "manifest.json").read_text())
     run(
         "main.py", "--config=configs/brain64_msm.py", f"--workdir={workdir}", "--mode=eval",

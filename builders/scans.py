@@ -167,25 +167,37 @@ class RawScans:
       keep_full: whether to store the variant 'full' too, if all scans are fully sampled.
       workers: files at a time.
       command: the command line, for the manifest, without --out.
+      subject: rule of `scan_files.get_subjects`.
+
+    Raises UserError, before any k-space is read, as `scan_files.choose` and `divide` do.
     """
 
     def __init__(
         self, folder: Path, options: Options, read: Callable[[Path], RawVolume], partial: Path,
         patterns: Mapping[str, Sequence[str]], table: Mapping[str, scan_files.Row] | None = None,
         keep_full: bool = False, workers: int = 0, command: str = "", reader: str = "",
+        subject: str = "id",
     ):  # fmt: skip
         self.folder, self.options, self.partial, self.patterns = folder, options, partial, patterns
         self.keep_full, self.workers, self.command = keep_full, workers or min(4, os.cpu_count() or 1), command
         self._read, self._reader, self._table = read, reader, table
-        names = scan_files.find_scans(folder)
-        if table is not None:
-            names = [name for name in names if Path(name).stem in table and not table[Path(name).stem].drop]
-            if not names:
-                raise UserError(f"the table keeps no file of {folder}; its FILE column has names without suffix")
-        splits = scan_files.divide({name: name for name in names}, patterns)  # mistakes in them are told at once
-        # Without patterns the splits are known only when every patient is: any scan may need references then.
-        self._referenced = {name for name in names if not patterns or splits[name] != "train"}
-        self.names, self._ids = names, example_ids(names, bits=21)
+        names, self._misnamed = scan_files.choose(folder, table)
+        used = scan_files.divide({name: name for name in names}, patterns)  # mistakes in them are told at once
+        self.names, self.unused = list(used), [name for name in names if name not in used]
+        with ThreadPoolExecutor(self.workers) as pool:
+            ids = pool.map(functools.partial(scan_files.patient_of, folder), self.names)
+            patients = dict(zip(self.names, ids, strict=True))
+        self._subjects, unknown = scan_files.get_subjects(patients, subject)
+        self._splits = scan_files.divide(self._subjects, patterns)
+        self._doubts = []
+        if unknown and len(set(self._splits.values())) > 1:
+            told = f"{len(unknown)} files, {unknown[0]!r} first, have no patient id that tells subjects apart"
+            self._doubts = [f"{told}: each counts as one, so two scans of one person may be in two splits"]
+            advice = "state subjects by --subject, or divide them by --train, --validation and --test"
+            logging.warning("%s; %s", self._doubts[0], advice)
+        # Without patterns the splits are known only when every usable scan is: any may need references then.
+        self._referenced = {name for name in self.names if not patterns or self._splits[name] != "train"}
+        self._ids = example_ids(self.names, bits=21)
         self.problems: dict[str, str] = {}
         self._scans: dict[str, list[Stored]] = {}
 
@@ -204,9 +216,11 @@ class RawScans:
 
     def identity(self) -> dict[str, Any]:
         patterns = {split: list(wanted) for split, wanted in self.patterns.items()}
-        told = "\n".join(f"{name}\t{found}" for name, found in self.digests.items())
+        told = "\n".join(f"{name}\t{found}\t{self._subjects[name]}" for name, found in self.digests.items())
         table = "" if self._table is None else repr(sorted(self._table.items()))
-        chosen = hashlib.sha256(repr((told, patterns, table, self._reader)).encode()).hexdigest()[:16]
+        chosen = hashlib.sha256(repr((told, patterns, table, self._reader, [*self._misnamed])).encode()).hexdigest()[
+            :16
+        ]
         return {
             "data_version": DATA_VERSION,
             "options": dataclasses.asdict(self.options) | {"keep_full": self.keep_full},
@@ -223,13 +237,25 @@ class RawScans:
         del scratch  # prepared scans outlive a start that was killed: they lie in `partial`
         with ThreadPoolExecutor(self.workers) as pool:
             found = dict(zip(self.names, self._follow(pool.map(self._prepare, self.names), "scans"), strict=True))
-        self.problems = {name: result for name, result in found.items() if isinstance(result, str)}
+        self.problems = self._misnamed | {name: result for name, result in found.items() if isinstance(result, str)}
         stored = {name: result for name, result in found.items() if isinstance(result, Stored)}
         if not stored:
-            name, problem = next(iter(self.problems.items()))
-            raise UserError(f"none of the {len(self.names)} files can be used; the first, {name}: {problem}")
-        splits = scan_files.divide({name: scan.facts["subject"] for name, scan in stored.items()}, self.patterns)
+            raise UserError(f"none of the {len(self.names)} files can be used; {self._first_problem(self.names)}")
+        splits = self._splits
+        if not self.patterns:
+            try:
+                splits = scan_files.divide({name: self._subjects[name] for name in stored}, {})
+            except UserError as error:  # all files together were more than one subject
+                raise UserError(f"{error}; of those left out {self._first_problem(self.names)}") from error
         self._scans = {split: [stored[name] for name in stored if splits[name] == split] for split in SPLITS}
+        for split in SPLITS:
+            named = [name for name in splits if splits[name] == split]
+            if named and not self._scans[split]:
+                raise UserError(f"no file of the {split} split can be used; {self._first_problem(named)}")
+
+    def _first_problem(self, names: Sequence[str]) -> str:
+        name = next(name for name in names if name in self.problems)
+        return f"the first, {name}: {self.problems[name]}"
 
     def _prepare(self, name: str) -> Stored | str:
         """A scan that is prepared, now or by an earlier start; or what is wrong with it."""
@@ -240,7 +266,7 @@ class RawScans:
         path = self.partial / f"{hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]}.npz"
         if path.exists():
             try:
-                return Stored(name, first_id, path, load_scan(path).facts)
+                return Stored(name, first_id, path, load_scan(path).facts | {"subject": self._subjects[name]})
             except _DAMAGED as error:
                 logging.warning("%s is damaged (%s): the scan is prepared again", path, error)
         try:
@@ -255,10 +281,8 @@ class RawScans:
             scan = prepare_scan(raw, options, first_id, *keep)
         except UserError as error:
             return str(error)
-        patient = str(raw.header.get("patient_id", ""))  # stays in the raw file: the store only tells patients apart
-        scan.facts["subject"] = hashlib.sha256(patient.encode()).hexdigest()[:16] if patient else name
         save_scan(path, scan)
-        return Stored(name, first_id, path, scan.facts)
+        return Stored(name, first_id, path, scan.facts | {"subject": self._subjects[name]})
 
     def _options_of(self, name: str) -> Options:
         row = None if self._table is None else self._table[Path(name).stem]
@@ -314,8 +338,9 @@ class RawScans:
                 x.name: {"split": s, "sha256": self.digests[x.name], **x.facts} for s in every for x in every[s]
             },
             "left_out": self.problems,
+            "unused": self.unused,
             "licences": ["those of the raw data: ask whoever gave them to you"],
-            "notes": _notes(facts, retrospective),
+            "notes": [*_notes(facts, retrospective), *self._doubts],
             **statistics,
         }
 

@@ -1,6 +1,7 @@
 """Stores of raw scans: formats, splits, references, resuming, bad files; with coil maps that compile fastest."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,14 +35,18 @@ ROOT = Path(__file__).resolve().parent.parent
 SIZE = 16
 
 
-def source(folder: Path, out: Path, workers: int = 1, patterns=None, table=None, keep_full=False, **changes):
+def source(
+    folder: Path, out: Path, workers: int = 1, patterns=None, table=None, keep_full=False, subject="id", **changes
+) -> scans.RawScans:
     """Preparation of a folder; plain arrays have axes schw."""
 
     def read(path):
         return read_raw(path, array={"axes": "schw"})
 
     options = Options(**{"size": SIZE, "maps": "lowres", "acs_lines": 6, **changes})
-    return scans.RawScans(folder, options, read, out / ".scans", patterns or {}, table, keep_full, workers)
+    return scans.RawScans(
+        folder, options, read, out / ".scans", patterns or {}, table, keep_full, workers, subject=subject
+    )
 
 
 def prepare(folder: Path, out: Path, **settings) -> dict:
@@ -153,20 +158,6 @@ def test_no_subject_is_in_two_splits(full):
     for volume in manifest["volumes"].values():
         by_subject.setdefault(volume["subject"], set()).add(volume["split"])
     assert len(by_subject) == 5 and all(len(splits) == 1 for splits in by_subject.values())
-
-
-def test_division_by_patterns():
-    subjects = {"train/a.h5": "p0", "train/b.h5": "p1", "val/c.h5": "p2", "val/d.h5": "p1"}
-    assert scan_files.divide({**subjects, "val/d.h5": "p3"}, {"test": ["val/*"]}) == {
-        "train/a.h5": "train", "train/b.h5": "train", "val/c.h5": "test", "val/d.h5": "test"
-    }  # fmt: skip
-    assert "subject 'p1' is in two splits" in message_of(scan_files.divide, subjects, {"test": ["val/*"]})
-    both = {"test": ["val/*"], "validation": ["*c.h5"]}
-    assert "matched by --test and by --validation" in message_of(scan_files.divide, subjects, both)
-    assert "--test 'other/*' matches no file" in message_of(scan_files.divide, subjects, {"test": ["other/*"]})
-    many = scan_files.divide({str(i): str(i) for i in range(40)}, {})
-    assert [list(many.values()).count(split) for split in ("train", "validation", "test")] == [34, 2, 4]
-    assert scan_files.divide({"one": "p"}, {}) == {"one": "test"}
 
 
 def test_same_files_give_the_same_bytes_whatever_the_workers(full, tmp_path):
@@ -300,20 +291,6 @@ def test_published_layout_with_its_table(tmp_path):
     np.testing.assert_allclose(test.y[index], np.where(test.mask[index], whole[0], 0), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("FILE,DROP\n", "has no column SLICE_END, SLICE_START"),
-        ("FILE,DROP,SLICE_START,SLICE_END\na,,,\n", "line 2: FILE 'a' must be new and DROP '' 0 or 1"),
-        ("FILE,DROP,SLICE_START,SLICE_END\na,0,,\na,0,,\n", "line 3"),
-        ("FILE,DROP,SLICE_START,SLICE_END\na,0,x,\n", "a slice is no number"),
-    ],
-)
-def test_table_mistakes(tmp_path, text, expected):
-    (tmp_path / "table.csv").write_text(text)
-    assert expected in message_of(scan_files.read_table, tmp_path / "table.csv")
-
-
 def test_bad_files_are_told_at_the_end_and_the_rest_is_done(tmp_path):
     folder = tmp_path / "raw"
     (folder / "sub").mkdir(parents=True)
@@ -326,18 +303,19 @@ def test_bad_files_are_told_at_the_end_and_the_rest_is_done(tmp_path):
     (folder / "cut.npz").write_bytes((folder / "cut.npz").read_bytes()[:2000])
     np.savez(folder / "no_centre.npz", kspace=np.pad(random_kspace(1, 2, SIZE, 4), [(0, 0)] * 3 + [(0, 12)]))
     command = [sys.executable, str(ROOT / "tools" / "prepare_mri.py"), f"--in={folder}", f"--out={tmp_path / 'store'}"]
-    command += ["--size=16", "--axes=schw", "--maps=lowres"]
+    (folder / os.fsdecode(b"caf\xe9.npy")).touch()
+    command += ["--size=16", "--axes=schw", "--maps=lowres", "--test=*"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 3, done.stderr
     told = done.stdout.split("files left out:\n")[1].splitlines()
     assert [line.strip().split(":")[0] for line in told] == [
-        "cut.npz", "no_centre.npz", "real.npy", "sub/cut.h5", "sub/text.h5"
+        r"caf\xe9.npy", "cut.npz", "no_centre.npz", "real.npy", "sub/cut.h5", "sub/text.h5"
     ]  # fmt: skip
-    assert "coil maps need 3 fully sampled central lines" in told[1] and str(tmp_path) not in "".join(told)
+    assert "coil maps need 3 fully sampled central lines" in told[2] and str(tmp_path) not in "".join(told)
     assert "test 2 slices of 1 scans" in done.stdout and "--config.masks.acceleration=4.0" in done.stdout
     manifest = json.loads((tmp_path / "store" / "manifest.json").read_text())
     assert set(manifest["command"].split(" --")) == {
-        "python tools/prepare_mri.py", "in FOLDER", "size 16", "axes schw", "maps lowres"
+        "python tools/prepare_mri.py", "in FOLDER", "size 16", "axes schw", "maps lowres", "test *"
     }  # fmt: skip
     again = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert again.returncode == 3 and "already complete" in again.stdout and told[0] in again.stdout
@@ -349,5 +327,5 @@ def test_nothing_to_prepare(tmp_path):
     (tmp_path / "raw").mkdir()
     assert "give another --in" in message_of(source, tmp_path / "raw", tmp_path)
     (tmp_path / "raw" / "a.h5").write_text("x")
-    made = source(tmp_path / "raw", tmp_path)
+    made = source(tmp_path / "raw", tmp_path, patterns={"test": ["*"]})
     assert "none of the 1 files can be used; the first, a.h5" in message_of(prepare_store, tmp_path / "store", made)

@@ -10,7 +10,8 @@ noise scan is there, readout oversampling removed, size, coil compression, ESPIR
 scale per volume; docs/data.md explains them, and the manifest records them with the SHA-256 of every file.
 
 Files that cannot be used are listed at the end, the rest is done, and the exit status is 3. A preparation that was
-killed goes on when the same command is given again; a complete store of the same files and options is left alone.
+killed goes on when the same command is given again; a complete store of the same files and options is left alone. No
+subject is in two splits (--subject says what one is), and what --train leaves over is unused where it is given.
 """
 
 import functools
@@ -25,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # coil maps of small matrices: set it to gpu for large ones
 
 from builders.scan import Options
-from builders.scan_files import read_patterns, read_table
+from builders.scan_files import SUBJECT_RULES, read_patterns, read_table
 from builders.scans import RawScans
 from builders.store import config_flags, prepare_store
 from infra import command_line
@@ -59,6 +60,11 @@ _SPLITS = {
     split: flags.DEFINE_string(split, "", f"Files of the {split} split: patterns with commas, or a file of them.")
     for split in ("train", "validation", "test")
 }
+_SUBJECT = flags.DEFINE_enum(
+    "subject", "id", SUBJECT_RULES,
+    "What is one subject, who is in one split only: the patient id of the header, what lies in one entry of --in, or "
+    "each file.",
+)  # fmt: skip
 _FULL = flags.DEFINE_bool("keep_full", False, "Store every line of fully sampled scans too, for the oracle.")
 _WORKERS = flags.DEFINE_integer("workers", 0, "Files at a time; 0: one per core, at most 4.", lower_bound=0)
 
@@ -84,6 +90,7 @@ def get_source() -> RawScans:
         keep_full=_FULL.value, workers=_WORKERS.value,
         command=" ".join(["python tools/prepare_mri.py", "--in FOLDER", *given]),
         reader=repr((_FORMAT.value, array)),
+        subject=_SUBJECT.value,
     )  # fmt: skip
 
 
@@ -113,6 +120,8 @@ def main(_: list[str]) -> None:
         )
     else:
         print(f"{_OUT.value}: already complete")
+    if unused := manifest["unused"]:
+        print(f"unused, as --train does not name them: {len(unused)} files, {unused[0]} first")
     if problems:
         print("files left out:", *(f"  {name}: {problem}" for name, problem in problems.items()), sep="\n")
         sys.exit(SOME_LEFT_OUT)
