@@ -218,9 +218,8 @@ class RawScans:
         patterns = {split: list(wanted) for split, wanted in self.patterns.items()}
         told = "\n".join(f"{name}\t{found}\t{self._subjects[name]}" for name, found in self.digests.items())
         table = "" if self._table is None else repr(sorted(self._table.items()))
-        chosen = hashlib.sha256(repr((told, patterns, table, self._reader, [*self._misnamed])).encode()).hexdigest()[
-            :16
-        ]
+        given = told, patterns, table, self._reader, [*self._misnamed]
+        chosen = hashlib.sha256(repr(given).encode()).hexdigest()[:16]
         return {
             "data_version": DATA_VERSION,
             "options": dataclasses.asdict(self.options) | {"keep_full": self.keep_full},
