@@ -114,8 +114,10 @@ def prepare_scan(
 ) -> Scan:
     """Turns a raw scan into examples: slices, whitening, size, mask, coil compression, maps, one scale.
 
-    Coil compression and maps see what the mask acquired and nothing else; the references of a fully sampled scan have
-    maps of their own, from its whole centre, which take as long again. The id of slice i of the file is `first_id` + i.
+    Coil compression, maps, scale and the estimate of the noise see what the mask acquired and nothing else. Where no
+    mask is drawn, the scan acquired all that the file holds, and its noise is estimated before the size is changed. The
+    references of a fully sampled scan have maps of their own, from its whole centre, which take as long again. The id
+    of slice i of the file is `first_id` + i.
 
     Raises UserError for a scan that the options do not fit.
     """
@@ -125,10 +127,8 @@ def prepare_scan(
     done = [f"{chosen.size} of {len(raw.kspace)} slices"]
     kspace, mask = raw.kspace[chosen], raw.mask[None]
     known = None if raw.maps is None else raw.maps[chosen]
-    if raw.noise is None:
-        noise = outer_noise(kspace, mask)
-    else:
-        matrix, noise = steps.whitening(raw.noise), np.ones(kspace.shape[1])
+    if raw.noise is not None:
+        matrix = steps.whitening(raw.noise)
         kspace = steps.combine_coils(matrix, kspace)
         known = None if known is None else steps.combine_coils(matrix, known)
         done.append("noise whitened")
@@ -136,10 +136,15 @@ def prepare_scan(
     done.append(f"{raw.kspace.shape[2]} x {raw.kspace.shape[3]} to {options.size} x {options.size} by {options.crop}")
     known = None if known is None else steps.fit_maps(known, options.size, options.crop)
     full, masks = steps.is_full(mask), np.repeat(mask, chosen.size, axis=0)
-    if full and options.acceleration > 1:
+    drawn = full and options.acceleration > 1
+    if drawn:
         masks = masks & draw_masks(options, first_id + chosen)
         done.append(f"{options.mask} mask, R {options.acceleration:g}, {options.acs_lines} ACS lines, per slice")
     y = np.where(masks, kspace, 0)
+    if raw.noise is not None:
+        noise = np.ones(y.shape[1])
+    else:
+        noise = outer_noise(y, masks) if drawn else outer_noise(raw.kspace[chosen], raw.mask[None])
     if 0 < options.coils < y.shape[1]:
         done.append(f"{y.shape[1]} to {options.coils} coils")
         matrix = steps.compression(y, options.coils)

@@ -11,8 +11,6 @@ import hashlib
 import logging
 import os
 import shutil
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,17 +27,16 @@ from builders.scan import Options, Scan, load_scan, pack, prepare_scan, save_sca
 from builders.store import REFERENCES, Records
 from infra.errors import UserError
 from infra.progress import Progress
-from infra.raw_readers import RawVolume
+from infra.raw_readers import DAMAGED, RawVolume
 from operators.coils import find_acs
 
-DATA_VERSION = "1.0.1"
+DATA_VERSION = "1.0.2"
 MOST_SLICES = 1024  # ids of a volume: one of 2^21 numbers, from its path, times this, plus the slice
 SIGMA_DATA_DEFINITION = (
     "root mean square per real scalar of the images, estimated from acquired entries only: |x|^2 is the sum over "
     "acquired entries of (|y|^2 - 2 noise_std^2) / P, P = 1 in the ACS of the example, elsewhere the share of "
     "entries that it acquired"
 )
-_DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +66,8 @@ class _Scans(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version(DATA_VERSION)
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
         "1.0.0": "First version.",
-        DATA_VERSION: "ESPIRiT of fewer than 11 lines has two kernels.",
+        "1.0.1": "ESPIRiT of fewer than 11 lines has two kernels.",
+        DATA_VERSION: "2-D masks are detected; noise_std of fully sampled scans from what the drawn mask keeps.",
     }
 
     @abc.abstractmethod
@@ -266,14 +264,12 @@ class RawScans:
         if path.exists():
             try:
                 return Stored(name, first_id, path, load_scan(path).facts | {"subject": self._subjects[name]})
-            except _DAMAGED as error:
+            except DAMAGED as error:
                 logging.warning("%s is damaged (%s): the scan is prepared again", path, error)
         try:
             raw = self._read(scan_files.parts_of(self.folder, name)[0])
         except UserError as error:
             return str(error).replace(f"{self.folder}{os.sep}", "")
-        except _DAMAGED as error:  # of h5py and numpy: a file that was cut or changed
-            return f"cannot be read ({' '.join(str(error).split())[:150]})"
         try:
             if len(raw.kspace) > MOST_SLICES:
                 raise UserError(f"{len(raw.kspace)} slices are more than {MOST_SLICES}; split the file")

@@ -27,18 +27,23 @@ def outer_noise(kspace: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
     Args:
       kspace: (S,C,H,W) complex64, centred, 0 where not acquired.
-      mask: (1,1,1,W) bool for lines, or (1,1,H,W).
+      mask: (1,1,1,W) or (S,1,1,W) bool for lines, (1,1,H,W) or (S,1,H,W) for entries.
     """
     height, width = kspace.shape[2:]
     row, column = np.meshgrid(*(np.abs(np.arange(n) - n // 2) / n for n in (height, width)), indexing="ij")
-    acquired = np.broadcast_to(mask[0, 0], (height, width))
     distance = np.hypot(row, column)
-    places = [(kspace, acquired & (distance >= np.quantile(distance[acquired], 1 - _OUTER)))]
+    masks = np.broadcast_to(mask[:, 0], (len(kspace), height, width))
+
+    def median(values, choose) -> np.ndarray:
+        """(C,) of the magnitudes at the places that `choose` finds in the mask of each slice."""
+        chosen = [v[:, choose(m)] for v, m in zip(values, masks, strict=True) if m.any()]
+        return np.median(np.abs(np.concatenate(chosen, axis=1)), axis=1) if chosen else np.zeros(kspace.shape[1])
+
+    found = [median(kspace, lambda m: m & (distance >= np.quantile(distance[m], 1 - _OUTER)))]
     if mask.shape[-2] == 1:
         rows = np.fft.fftshift(np.fft.ifft(np.fft.ifftshift(kspace, -2), axis=-2, norm="ortho"), -2)
-        edge = (row >= 0.5 - _OUTER / 2) & acquired & (column >= np.median(column[acquired]))
-        places.append((rows, edge))
-    found = [np.median(np.abs(values[:, :, place]), axis=(0, 2)) for values, place in places]
+        edge = row >= 0.5 - _OUTER / 2
+        found.append(median(rows, lambda m: edge & m & (column >= np.median(column[m]))))
     return np.min(found, axis=0).astype(np.float64) / _RAYLEIGH_MEDIAN
 
 

@@ -96,15 +96,15 @@ def test_fastmri_mistakes(tmp_path):
 
 
 def test_bart_files(tmp_path):
-    kspace = random_kspace(2, 3, 6, 5)
+    kspace = random_kspace(2, 3, 9, 8)
     kspace[..., 1] = 0
-    write_cfl(tmp_path / "scan.x", kspace.transpose(2, 3, 1, 0).reshape(6, 5, 1, 3, *[1] * 9, 2))
+    write_cfl(tmp_path / "scan.x", kspace.transpose(2, 3, 1, 0).reshape(9, 8, 1, 3, *[1] * 9, 2))
     for name in ("scan.hdr", "scan.cfl"):
         volume = read_raw(tmp_path / name)
         np.testing.assert_array_equal(volume.kspace, kspace)
-        np.testing.assert_array_equal(volume.mask, [[[1, 0, 1, 1, 1]]])
+        np.testing.assert_array_equal(volume.mask, [[[1, 0, 1, 1, 1, 1, 1, 1]]])
     (tmp_path / "scan.cfl").write_bytes((tmp_path / "scan.cfl").read_bytes()[:-8])
-    assert "has 1432 bytes, scan.hdr says 1440" in message_of(read_raw, tmp_path / "scan.cfl")
+    assert "has 3448 bytes, scan.hdr says 3456" in message_of(read_raw, tmp_path / "scan.cfl")
     (tmp_path / "scan.cfl").unlink()
     assert "scan.cfl is missing" in message_of(read_raw, tmp_path / "scan.hdr")
     write_cfl(tmp_path / "cube.x", np.ones((4, 4, 4, 2)))
@@ -121,8 +121,8 @@ def test_bart_phantom_is_centred(tmp_path):
 
 
 def test_arrays_with_stated_axes(tmp_path):
-    kspace = random_kspace(2, 3, 6, 5)
-    mask = np.array([1, 1, 0, 1, 1], bool)
+    kspace = random_kspace(2, 3, 9, 8)
+    mask = np.array([1, 1, 0, 1, 1, 0, 1, 1], bool)
     np.save(tmp_path / "a.npy", kspace.transpose(2, 3, 0, 1))
     np.testing.assert_array_equal(read_raw(tmp_path / "a.npy", axes="hwsc").kspace, kspace)
     np.savez(tmp_path / "a.npz", data=np.stack([kspace[0].real, kspace[0].imag], -1), sampling=mask)
@@ -131,9 +131,9 @@ def test_arrays_with_stated_axes(tmp_path):
     np.testing.assert_array_equal(volume.mask[0, 0], mask)
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["kspace"] = kspace
-        file["mask"] = np.indices((6, 5)).sum(0) % 2
+        file["mask"] = np.indices((9, 8)).sum(0) % 2
     volume = read_raw(tmp_path / "a.h5", axes="schw")
-    np.testing.assert_array_equal(volume.mask[0], np.indices((6, 5)).sum(0) % 2)
+    np.testing.assert_array_equal(volume.mask[0], np.indices((9, 8)).sum(0) % 2)
     np.testing.assert_array_equal(volume.kspace, kspace * volume.mask)
 
 

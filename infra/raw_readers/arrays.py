@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 
 from infra.errors import UserError
-from infra.raw_readers.volume import RAW_READERS, RawVolume, raw_volume
+from infra.raw_readers.volume import RAW_READERS, RawVolume, check_shape, raw_volume
 
 
 @RAW_READERS.register("array")
@@ -14,11 +14,11 @@ def read_array(path: Path, axes: str, key: str = "kspace", mask_key: str = "mask
     """Reads k-space with its zero frequency at the centre of both axes.
 
     Args:
-      path: a .npy, .npz or HDF5 file.
+      path: a .npy, .npz or HDF5 file. Complex numbers may be pairs of fields real and imag, as MATLAB writes them.
       axes: one letter per axis of the stored array: s slice, c coil, h row (readout), w column (phase encoding), and,
         for real numbers only, p for an axis of length 2 with real and imaginary part. 's' may be missing.
       key: name of the array in .npz and HDF5 files.
-      mask_key: name of a mask (W,) or (H,W) there; without one, lines that are 0 throughout were not acquired.
+      mask_key: name of a mask (W,) or (H,W) there; without one, see `volume.find_acquired`.
       maps_key: name of coil maps there, with the axes of k-space; there need be none.
 
     Raises UserError for axes that do not fit, a missing name and a file that cannot be read.
@@ -34,7 +34,9 @@ def read_array(path: Path, axes: str, key: str = "kspace", mask_key: str = "mask
     if maps is not None and (maps.shape != kspace.shape or maps.dtype.kind != kspace.dtype.kind):
         raise UserError(f"{stated}, its coil maps {maps.dtype} {maps.shape}: they must be alike")
     maps = None if maps is None else _in_order(maps, axes).astype(np.complex64)
-    return raw_volume(path, _in_order(kspace, axes), mask, maps=maps)
+    ordered = _in_order(kspace, axes)
+    check_shape(f"{stated}, so", ordered.shape)
+    return raw_volume(path, ordered, mask, maps=maps)
 
 
 def _in_order(array: np.ndarray, axes: str) -> np.ndarray:
@@ -49,15 +51,15 @@ def _in_order(array: np.ndarray, axes: str) -> np.ndarray:
 
 def _load(path: Path, key: str, *others: str) -> tuple:
     """The array `key` of a file and the `others`, None for those that it lacks."""
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         return _numpy(path), *(None for _ in others)
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         with _numpy(path) as archive:
             return _member(path, archive, key), *(archive.get(name) for name in others)
     try:
         with h5py.File(path) as file:
-            found = (np.asarray(file[name]) if name in file else None for name in others)
-            return np.asarray(_member(path, file, key)), *found
+            found = (_complex(np.asarray(file[name])) if name in file else None for name in others)
+            return _complex(np.asarray(_member(path, file, key))), *found
     except OSError as error:
         raise UserError(f"{path} is none of .npy, .npz and HDF5, or it is damaged; convert or copy it again") from error
 
@@ -72,4 +74,12 @@ def _numpy(path: Path):
 def _member(path: Path, container, key: str):
     if key not in container:
         raise UserError(f"{path} has no array {key!r}, only {', '.join(sorted(container))}: state its name")
-    return container[key]
+    member = container[key]
+    if isinstance(member, h5py.Group):
+        raise UserError(f"{path}: {key!r} is a group, not an array; state the name of an array, e.g. {key}/NAME")
+    return member
+
+
+def _complex(array: np.ndarray) -> np.ndarray:
+    """Complex values of fields 'real' and 'imag'; other arrays as they are."""
+    return array["real"] + 1j * array["imag"] if array.dtype.names == ("real", "imag") else array

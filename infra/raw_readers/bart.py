@@ -17,8 +17,8 @@ def read_bart(path: Path) -> RawVolume:
     `path` is the .cfl, the .hdr or the name that they share. BART's centred transforms are ours, so values are taken as
     they are. Raises UserError for a missing or truncated half, and for data with other dimensions.
     """
-    base = path.with_suffix("") if path.suffix in (".cfl", ".hdr") else path
-    header, data = (base.with_name(base.name + suffix) for suffix in (".hdr", ".cfl"))
+    base = path.with_suffix("") if path.suffix.lower() in (".cfl", ".hdr") else path
+    header, data = (_half(base, suffix) for suffix in (".hdr", ".cfl"))
     for half in (header, data):
         if not half.is_file():
             raise UserError(f"{half} is missing: BART's data are two files, .hdr and .cfl, side by side")
@@ -39,3 +39,9 @@ def read_bart(path: Path) -> RawVolume:
     shape += [1] * (14 - len(shape))
     kspace = np.fromfile(data, np.complex64).reshape([shape[axis] for axis in _USED], order="F")
     return raw_volume(header, kspace.transpose(3, 2, 0, 1))
+
+
+def _half(base: Path, suffix: str) -> Path:
+    """The file of that suffix, which some systems write in capitals."""
+    half, capitals = (base.with_name(base.name + written) for written in (suffix, suffix.upper()))
+    return capitals if capitals.is_file() and not half.is_file() else half

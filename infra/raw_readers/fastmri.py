@@ -12,15 +12,15 @@ import numpy as np
 
 from infra.errors import UserError
 from infra.raw_readers.ismrmrd_header import parse_header
-from infra.raw_readers.volume import RAW_READERS, RawVolume, crop_readout, raw_volume
+from infra.raw_readers.volume import RAW_READERS, RawVolume, raw_volume, without_oversampling
 
 
 @RAW_READERS.register("fastmri")
 def read_fastmri(path: Path) -> RawVolume:
-    """Reads a file and removes the oversampling of the readout.
+    """Reads a file and removes the oversampling of the readout, if it was acquired by lines.
 
-    The mask is the file's, where it has one, less the lines that the archive padded with zeros. Raises UserError for a
-    file without `kspace` or header, or with k-space of another kind.
+    The mask is the file's, where it has one, less the lines that the archive padded with zeros; else see
+    `volume.find_acquired`. Raises UserError for a file without `kspace` or header, or with k-space of another kind.
     """
     with h5py.File(path) as file:
         for name in ("kspace", "ismrmrd_header"):
@@ -28,12 +28,13 @@ def read_fastmri(path: Path) -> RawVolume:
                 raise UserError(f"{path} has no dataset {name!r}: it is no fastMRI file; read it as another format")
         kspace = np.asarray(file["kspace"])
         header = parse_header(np.asarray(file["ismrmrd_header"]).item(), path)
-        mask = np.asarray(file["mask"]).astype(bool).ravel() if "mask" in file else None
+        mask = np.asarray(file["mask"]).astype(bool) if "mask" in file else None
         texts = {name: file.attrs[name] for name in ("acquisition", "patient_id") if name in file.attrs}
     if kspace.ndim not in (3, 4) or kspace.dtype.kind != "c":
         raise UserError(f"{path}: `kspace` is {kspace.dtype} {kspace.shape}, not complex (slices,coils,rows,columns)")
     if kspace.ndim == 3:
         kspace = kspace[:, None]
-    rows = header.rows_without_oversampling(kspace.shape[2])
-    facts = header.facts | header.fov(True) | {name: str(text) for name, text in texts.items()}
-    return raw_volume(path, crop_readout(kspace, rows), mask, header=facts)
+    if mask is not None and mask.size == kspace.shape[-1]:
+        mask = mask.ravel()  # (1,1,W,1) in some copies of the archive
+    facts = header.facts | {name: str(text) for name, text in texts.items()}
+    return without_oversampling(path, raw_volume(path, kspace, mask, header=facts), header)

@@ -30,4 +30,4 @@ def read_images_maps(path: Path) -> RawVolume:
         images, maps = np.asarray(images_file["x_hat"]), np.asarray(maps_file["smps_hat"], np.complex64)
     if images.ndim != 3 or maps.ndim != 4 or (maps.shape[0], *maps.shape[2:]) != images.shape:
         raise UserError(f"{path}: images {images.shape} and coil maps {maps.shape} do not fit")
-    return raw_volume(path, fft2c(maps * images[:, None]), maps=maps)
+    return raw_volume(path, fft2c(maps * images[:, None]), np.ones(images.shape[-1], bool), maps=maps)

@@ -1,7 +1,7 @@
 """ISMRMRD raw data (HDF5): a header and one record per acquired line, the format that scanners are converted to.
 
-Layout: group `dataset` with `xml`, one text, and `data`, records of `head` (counters, flags), `traj` and `data` (coils
-x samples, real and imaginary parts in turn, float32). See ismrmrd.github.io. h5py reads it as it stands.
+Layout: a group, mostly `dataset`, with `xml`, one text, and `data`, records of `head` (counters, flags), `traj` and
+`data` (coils x samples, real and imaginary parts in turn, float32). See ismrmrd.github.io. h5py reads it as it stands.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 
 from infra.errors import UserError
 from infra.raw_readers.ismrmrd_header import Header, parse_header
-from infra.raw_readers.volume import RAW_READERS, RawVolume, crop_readout, raw_volume
+from infra.raw_readers.volume import RAW_READERS, RawVolume, raw_volume, without_oversampling
 
 _NOISE, _CALIBRATION, _REVERSE = 19, 20, 22  # flags, counted from 1
 _NOT_IMAGE = (23, 24, 26, 27, 28, 29, 30, 31)  # navigators, corrections, feedback, dummy scans, stabilization
@@ -19,34 +19,47 @@ _ONE_IMAGE = ("kspace_encode_step_2", "contrast", "phase", "repetition", "set")
 
 
 @RAW_READERS.register("ismrmrd")
-def read_ismrmrd(path: Path, group: str = "dataset") -> RawVolume:
+def read_ismrmrd(path: Path) -> RawVolume:
     """Reads 2-D Cartesian multi-slice data, averages repeated lines, removes the oversampling of the readout.
 
     Lines flagged as noise become `noise`, with the size that noise has in the lines of the image: it grows with the
     root of the bandwidth and falls with the root of the number of averages. Lines for calibration alone belong to the
     image unless the header calls the calibration separate or external; lines of a second encoding never do. Slices must
-    have the same lines. Raises UserError for a file of another kind, for 3-D, non-Cartesian or EPI data, and for more
-    than one contrast, phase, repetition or set.
+    have the same lines. A partial echo keeps its oversampling. Raises UserError for a file of another kind, for 3-D,
+    non-Cartesian or EPI data, for noise of other coils than the image's, and for more than one contrast, phase,
+    repetition or set.
     """
     with h5py.File(path) as file:
-        for name in (f"{group}/xml", f"{group}/data"):
-            if name not in file:
-                raise UserError(f"{path} has no dataset {name!r}: it is no ISMRMRD file; read it as another format")
-        header = parse_header(np.asarray(file[f"{group}/xml"]).ravel()[0], path)
-        records = np.asarray(file[f"{group}/data"])
+        group = _group(path, find_groups(file))
+        if f"{group}/data" not in file:
+            raise UserError(f"{path} holds a header and no acquisitions (`{group}/data`); export it again")
+        texts, records = np.asarray(file[f"{group}/xml"]).ravel(), np.asarray(file[f"{group}/data"])
+    if not texts.size or not {"head", "data"} <= set(records.dtype.names or ()):
+        raise UserError(f"{path} has `{group}/xml` or `{group}/data` in another layout than ISMRMRD's; export it again")
+    header = parse_header(texts[0], path)
     heads, data = records["head"], records["data"]
     image = ~_flagged(heads, _NOISE, *_NOT_IMAGE) & (heads["encoding_space_ref"] == 0)
     if header.calibration in ("separate", "external", "other"):
         image &= ~_flagged(heads, _CALIBRATION)
     _check_sequence(path, header, heads[image])
     kspace, mask, repeats = _grid(path, header, heads[image], data[image])
-    noise = _noise(path, heads, data, heads["sample_time_us"][image][0])
+    noise = _noise(path, heads, data, heads[image][0])
     noise = None if noise is None else noise / np.sqrt(repeats)
-    if (mask.all(0) | ~mask.any(0)).all():
-        cropped = crop_readout(kspace, header.rows_without_oversampling(kspace.shape[2]))
-        return raw_volume(path, cropped, mask[0], noise, header.facts | header.fov(True))
-    # Rows of a partial echo are missing in k-space: cropping the image would smear the gap, so all rows are kept.
-    return raw_volume(path, kspace, mask, noise, header.facts | header.fov(False))
+    return without_oversampling(path, raw_volume(path, kspace, mask, noise, header.facts), header)
+
+
+def find_groups(file: h5py.File) -> list[str]:
+    """Names of the groups of an HDF5 file that are laid out as ISMRMRD's: with a header, `xml`."""
+    return [name for name, item in file.items() if isinstance(item, h5py.Group) and "xml" in item]
+
+
+def _group(path: Path, groups: list[str]) -> str:
+    """The group that holds the scan: 'dataset', as most programs call it, or the only one."""
+    if not groups:
+        raise UserError(f"{path} has no group 'dataset' with `xml`: it is no ISMRMRD file; read it as another format")
+    if len(groups) > 1 and "dataset" not in groups:
+        raise UserError(f"{path} holds several scans ({', '.join(groups)}); export each into a file of its own")
+    return "dataset" if "dataset" in groups else groups[0]
 
 
 def _flagged(heads: np.ndarray, *flags: int) -> np.ndarray:
@@ -63,12 +76,16 @@ def _samples(path: Path, head: np.void, values: np.ndarray) -> np.ndarray:
     return values.view(np.complex64).reshape(coils, count)
 
 
-def _noise(path: Path, heads: np.ndarray, data: np.ndarray, dwell: float) -> np.ndarray | None:
-    """(C,N) complex64 as if sampled with the image's `dwell` time; a time of 0 is not told, and taken as equal."""
+def _noise(path: Path, heads: np.ndarray, data: np.ndarray, image: np.void) -> np.ndarray | None:
+    """(C,N) complex64 as if sampled with the dwell time of the `image`'s head; a time of 0 is taken as equal."""
     chosen = np.flatnonzero(_flagged(heads, _NOISE))
     if not chosen.size:
         return None
-    own = heads["sample_time_us"][chosen[0]]
+    coils, expected = np.unique(heads["active_channels"][chosen]).tolist(), int(image["active_channels"])
+    if coils != [expected]:
+        found = " and ".join(map(str, coils))
+        raise UserError(f"{path}: its noise scan has {found} coils, the image {expected}; export both with the same")
+    own, dwell = heads["sample_time_us"][chosen[0]], image["sample_time_us"]
     factor = np.float32(np.sqrt(own / dwell) if min(own, dwell) > 0 else 1)
     return factor * np.concatenate([_samples(path, heads[i], data[i]) for i in chosen], axis=1)
 

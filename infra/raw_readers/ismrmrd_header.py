@@ -5,6 +5,8 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from infra.errors import UserError
 
 _NAMESPACE = "{http://www.ismrm.org/ISMRMRD}"
@@ -62,7 +64,10 @@ def parse_header(text: str | bytes, path: Path) -> Header:
     def triple(kind, space: str, group: str):
         x, y, z = (find("encoding", space, group, axis) for axis in "xyz")
         try:
-            return kind(x), kind(y), kind(z)
+            found = kind(x), kind(y), kind(z)
+            if not np.isfinite(found).all():
+                raise ValueError(found)
+            return found
         except ValueError as error:
             where = f"encoding/{space}/{group}"
             raise UserError(f"{path}: the ISMRMRD header has no {where} of three numbers; export it again") from error
