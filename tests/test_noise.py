@@ -88,6 +88,22 @@ def test_scans_of_noise_alone_are_known_to_their_standard_error(lines, shape, co
 
 
 @pytest.mark.parametrize("lines", [True, False])
+def test_every_slice_may_have_a_mask_of_its_own(lines):
+    """What the masks leave out does not count, and a slice in which nothing was acquired neither."""
+    masks = column_masks(48, 4, acs=8)
+    masks[3] = False
+    masks = masks if lines else np.broadcast_to(masks, (4, 1, 33, 48)).copy()
+    noise = random_kspace(4, 2, 33, 48) * np.array([1.0, 3.0])[:, None, None]
+    assert (masks[0] != masks[1]).any()
+    found = outer_noise(np.where(masks, noise, 0), masks)
+    np.testing.assert_array_equal(found, outer_noise(np.where(masks, noise, 50), masks))
+    error = FOUR_AND_A_HALF * 0.73 * np.sqrt(2 if lines else 1) / np.sqrt(0.1 * masks.mean() * noise[:, 0].size)
+    np.testing.assert_allclose(found, [1, 3], rtol=error)
+    repeated = np.repeat(masks[:1], 4, axis=0)
+    np.testing.assert_array_equal(outer_noise(noise, repeated), outer_noise(noise, masks[:1]))
+
+
+@pytest.mark.parametrize("lines", [True, False])
 def test_signal_in_the_middle_of_kspace_and_image_does_not_count(lines):
     """White noise of known size in every coil, and signal in the middle of k-space."""
     size, levels = 64, np.array([0.5, 1.0, 2.0])

@@ -33,11 +33,11 @@ def read_raw(path: str | Path, name: str = "", array: Mapping[str, str] | None =
 
 
 def _read(path: Path, name: str, array: Mapping[str, str], settings: dict) -> RawVolume:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name one file")
     name = name or detect_format(path)
     reader = RAW_READERS[name]
     settings |= array if name == "array" else {}
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: name one file")
     if name == "array" and "axes" not in settings:
         raise UserError(f"{path} holds plain arrays{_unlike(path)}: state their axes, e.g. axes='schw' (slice, coil, "
                         "row, column)")  # fmt: skip
@@ -56,8 +56,6 @@ def _unlike(path: Path) -> str:
 def detect_format(path: Path) -> str:
     """The name of the reader for a file, by suffix and, for HDF5, by content. Raises UserError if there is none."""
     suffix = path.suffix.lower()
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: name one file")
     if suffix in (".cfl", ".hdr"):
         return "bart"
     if not path.is_file():

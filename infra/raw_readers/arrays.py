@@ -1,6 +1,7 @@
 """Plain arrays: .npy, .npz and HDF5 files whose order of axes the user states."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 import h5py
 import numpy as np
@@ -51,11 +52,12 @@ def _in_order(array: np.ndarray, axes: str) -> np.ndarray:
 
 def _load(path: Path, key: str, *others: str) -> tuple:
     """The array `key` of a file and the `others`, None for those that it lacks."""
-    if path.suffix.lower() == ".npy":
-        return _numpy(path), *(None for _ in others)
-    if path.suffix.lower() == ".npz":
-        with _numpy(path) as archive:
-            return _member(path, archive, key), *(archive.get(name) for name in others)
+    if path.suffix.lower() in (".npy", ".npz"):
+        with path.open("rb") as file:  # which numpy leaves open where it finds no archive in it
+            stored = _numpy(path, file)
+            if isinstance(stored, np.ndarray):
+                return stored, *(None for _ in others)
+            return _member(path, stored, key), *(stored.get(name) for name in others)
     try:
         with h5py.File(path) as file:
             found = (_complex(np.asarray(file[name])) if name in file else None for name in others)
@@ -64,11 +66,13 @@ def _load(path: Path, key: str, *others: str) -> tuple:
         raise UserError(f"{path} is none of .npy, .npz and HDF5, or it is damaged; convert or copy it again") from error
 
 
-def _numpy(path: Path):
+def _numpy(path: Path, file: BinaryIO):
     try:
-        return np.load(path, allow_pickle=False)
+        return np.load(file, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); save the array again without pickled objects") from error
+        raise UserError(
+            f"{path} cannot be read ({error}); copy it again, or save it without pickled objects"
+        ) from error
 
 
 def _member(path: Path, container, key: str):

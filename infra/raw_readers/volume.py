@@ -59,7 +59,8 @@ def raw_volume(
     another size, and for slices of different masks.
     """
     check_shape(f"{path}:", kspace.shape)
-    kspace = np.asarray(kspace, np.complex64)
+    with np.errstate(over="ignore"):  # told below
+        kspace = np.asarray(kspace, np.complex64)
     if not np.isfinite(kspace).all():
         raise UserError(f"{path}: k-space holds values that are not finite; export it again")
     height, width = kspace.shape[2:]
