@@ -224,3 +224,5 @@ def test_plain_hdf5_files(tmp_path):
     told = message_of(lambda: read_raw(tmp_path / "matlab.h5", axes="schw", key="group"))
     assert "'group' is a group, not an array" in told
     assert "is a folder: name one file" in message_of(read_raw, tmp_path)
+    for name in ("array", "ismrmrd"):
+        assert "absent.h5 does not exist" in message_of(read_raw, tmp_path / "absent.h5", name)

@@ -38,17 +38,21 @@ def _read(path: Path, name: str, array: Mapping[str, str], settings: dict) -> Ra
     name = name or detect_format(path)
     reader = RAW_READERS[name]
     settings |= array if name == "array" else {}
+    if name != "bart" and not path.is_file():
+        raise UserError(f"{path} does not exist; check the path")
     if name == "array" and "axes" not in settings:
-        raise UserError(f"{path} holds plain arrays{_unlike(path)}: state their axes, e.g. axes='schw' (slice, coil, "
-                        "row, column)")  # fmt: skip
-    if name in ("fastmri", "ismrmrd", "images_maps") and not (path.is_file() and h5py.is_hdf5(path)):
+        unlike = _unlike(path)
+        raise UserError(
+            f"{path} holds plain arrays{unlike}: state their axes, e.g. axes='schw' (slice, coil, row, column)"
+        )
+    if name in ("fastmri", "ismrmrd", "images_maps") and not h5py.is_hdf5(path):
         raise UserError(f"{path} is no HDF5 file, as {name} data are; check the path and the format")
     return reader(path, **settings)
 
 
 def _unlike(path: Path) -> str:
     """Why an HDF5 file is not taken for one of a format that has a layout; '' for other files."""
-    if not (path.is_file() and h5py.is_hdf5(path)):
+    if not h5py.is_hdf5(path):
         return ""
     return " (neither fastMRI's `ismrmrd_header` beside `kspace` nor a group with ISMRMRD's `xml` are in it)"
 

@@ -106,12 +106,13 @@ def find_acquired(path: Path, kspace: np.ndarray, mask: np.ndarray | None) -> np
     nonzero = np.any(kspace != 0, axis=1)
     if not nonzero.any():
         raise UserError(f"{path}: k-space is 0 throughout; choose another file")
+    stated = np.broadcast_to(True if mask is None else mask, kspace.shape[2:])
     numbers = np.flatnonzero(nonzero.any(axis=(1, 2)))
-    nonzero = nonzero[numbers] & (True if mask is None else mask)
+    nonzero = nonzero[numbers] & stated
     found = nonzero.any(axis=0)
     if not found.any():
         raise UserError(f"{path}: k-space is 0 throughout where its mask keeps it; check the mask")
-    acquired = found.any(axis=0) & found.any(axis=1, keepdims=True) & (True if mask is None else mask)
+    acquired = found.any(axis=0) & found.any(axis=1, keepdims=True) & stated
     if mask is None and (acquired & ~found).sum() > _ZERO * acquired.sum():
         acquired = found
     for number, entries in zip(numbers, nonzero, strict=True):
