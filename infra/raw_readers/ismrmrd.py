@@ -1,6 +1,6 @@
 """ISMRMRD raw data (HDF5): a header and one record per acquired line, the format that scanners are converted to.
 
-Layout: a group, mostly `dataset`, with `xml`, one text, and `data`, records of `head` (counters, flags), `traj` and
+Layout: group `dataset` with `xml`, one text, and `data`, records of `head` (counters, flags), `traj` and
 `data` (coils x samples, real and imaginary parts in turn, float32). See ismrmrd.github.io. h5py reads it as it stands.
 """
 
@@ -30,12 +30,15 @@ def read_ismrmrd(path: Path) -> RawVolume:
     repetition or set.
     """
     with h5py.File(path) as file:
-        group = _group(path, find_groups(file))
-        if f"{group}/data" not in file:
-            raise UserError(f"{path} holds a header and no acquisitions (`{group}/data`); export it again")
-        texts, records = np.asarray(file[f"{group}/xml"]).ravel(), np.asarray(file[f"{group}/data"])
+        if "dataset" not in (groups := find_groups(file)):
+            if groups:
+                raise UserError(f"{path} has its scan in {', '.join(groups)}; rename one group to 'dataset'")
+            raise UserError(f"{path} has no dataset 'dataset/xml': it is no ISMRMRD file; read it as another format")
+        if "dataset/data" not in file:
+            raise UserError(f"{path} holds a header and no acquisitions (`dataset/data`); export it again")
+        texts, records = np.asarray(file["dataset/xml"]).ravel(), np.asarray(file["dataset/data"])
     if not texts.size or not {"head", "data"} <= set(records.dtype.names or ()):
-        raise UserError(f"{path} has `{group}/xml` or `{group}/data` in another layout than ISMRMRD's; export it again")
+        raise UserError(f"{path} has `dataset` in another layout than ISMRMRD's; export it again")
     header = parse_header(texts[0], path)
     heads, data = records["head"], records["data"]
     image = ~_flagged(heads, _NOISE, *_NOT_IMAGE) & (heads["encoding_space_ref"] == 0)
@@ -51,15 +54,6 @@ def read_ismrmrd(path: Path) -> RawVolume:
 def find_groups(file: h5py.File) -> list[str]:
     """Names of the groups of an HDF5 file that are laid out as ISMRMRD's: with a header, `xml`."""
     return [name for name, item in file.items() if isinstance(item, h5py.Group) and "xml" in item]
-
-
-def _group(path: Path, groups: list[str]) -> str:
-    """The group that holds the scan: 'dataset', as most programs call it, or the only one."""
-    if not groups:
-        raise UserError(f"{path} has no group 'dataset' with `xml`: it is no ISMRMRD file; read it as another format")
-    if len(groups) > 1 and "dataset" not in groups:
-        raise UserError(f"{path} holds several scans ({', '.join(groups)}); export each into a file of its own")
-    return "dataset" if "dataset" in groups else groups[0]
 
 
 def _flagged(heads: np.ndarray, *flags: int) -> np.ndarray:
