@@ -328,7 +328,7 @@ def tuning_slices(
         axes.set(xlim=(found.low, found.high), xscale="log" if found.log else "linear")
         if found.log:
             axes.set_xticks(np.geomspace(found.low, found.high, 5))
-            axes.xaxis.set_major_formatter("{x:.2g}")
+            axes.xaxis.set_major_formatter("{x:.3g}")
             axes.tick_params(axis="x", which="minor", labelbottom=False)
         _tuning_axes(axes, objective, name)
         share = f", importance {importance[name]:.0%}" if name in importance else ""
