@@ -141,10 +141,7 @@ def prepare_scan(
         masks = masks & draw_masks(options, first_id + chosen)
         done.append(f"{options.mask} mask, R {options.acceleration:g}, {options.acs_lines} ACS lines, per slice")
     y = np.where(masks, kspace, 0)
-    if raw.noise is not None:
-        noise = np.ones(y.shape[1])
-    else:
-        noise = outer_noise(y, masks) if drawn else outer_noise(raw.kspace[chosen], raw.mask[None])
+    noise = _noise_of(raw, chosen, y, masks, drawn)
     if 0 < options.coils < y.shape[1]:
         done.append(f"{y.shape[1]} to {options.coils} coils")
         matrix = steps.compression(y, options.coils)
@@ -166,9 +163,7 @@ def prepare_scan(
         "matrix": list(raw.kspace.shape[2:]),
         "coils": y.shape[1],
         "full": full,
-        "lines": masks.shape[-2] == 1,
-        "acs_lines": min(_acs_lines(m) for m in masks),
-        "kept": float(masks.mean()),
+        **_mask_facts(masks),
         **_geometry(raw, options),
     }
     images = None
@@ -183,6 +178,18 @@ def prepare_scan(
         full=(kspace / scale).astype(np.complex64) if full and keep_full else None,
         facts=facts,
     )
+
+
+def _noise_of(raw: RawVolume, chosen: np.ndarray, y: np.ndarray, masks: np.ndarray, drawn: bool) -> np.ndarray:
+    """(C,) noise of every coil: 1 where a noise scan has whitened it, else estimated from what was acquired."""
+    if raw.noise is not None:
+        return np.ones(y.shape[1])
+    return outer_noise(y, masks) if drawn else outer_noise(raw.kspace[chosen], raw.mask[None])
+
+
+def _mask_facts(masks: np.ndarray) -> dict[str, Any]:
+    acs_lines = min(_acs_lines(mask) for mask in masks)
+    return {"lines": masks.shape[-2] == 1, "acs_lines": acs_lines, "kept": float(masks.mean())}
 
 
 def _acs_lines(mask: np.ndarray) -> int:

@@ -142,8 +142,8 @@ def patient_of(folder: Path, name: str) -> str:
             for key in ("ismrmrd_header", "dataset/xml"):
                 if key in file:
                     return parse_header(np.asarray(file[key]).ravel()[0], path).facts.get("patient_id", "")
-    except (UserError, OSError, ValueError, TypeError, LookupError, RuntimeError):  # told when the scan is read
-        pass
+    except (UserError, OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
+        logging.debug("%s: no patient id (%s)", name, error)  # what is wrong with it is told when the scan is read
     return ""
 
 
