@@ -39,6 +39,7 @@ test: $(VENV)/.dev  ## run the tests
 lint: $(VENV)/.dev  ## check style, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	mkdir -p build/types && ln -sfn ../.. build/types/msm  # pyright follows folders, not editable installs
 	$(PY) -m pyright
 
 bench: store photos  ## time training and reconstruction
@@ -56,19 +57,19 @@ store: $(VENV)/.run
 photos: $(VENV)/.run
 	$(PY) tools/prepare_images.py --photos --size 64 --out $(PHOTOS)
 
-# Installs requirement file $(1) and leaves stamp $(2).
+# Installs the package with extras $(1) from this folder and leaves stamp $(2).
 define install
-	@echo 'installing $(1) into $(VENV) (about 1 GB, once)'
+	@echo 'installing msm$(1) into $(VENV) (about 1 GB, once)'
 	@constraints=$$($(PY) -c 'import sys; print("-c constraints.txt" if "%d.%d" % sys.version_info[:2] == "$(FROZEN_ON)" else "")'); \
-	$(PY) -m pip install --quiet --disable-pip-version-check -r $(1) $$constraints
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable .$(1) $$constraints
 	touch $(2)
 endef
 
-$(VENV)/.run: requirements.txt constraints.txt | $(PY)
-	$(call install,requirements.txt,$@)
+$(VENV)/.run: pyproject.toml requirements.txt constraints.txt | $(PY)
+	$(call install,,$@)
 
-$(VENV)/.dev: requirements.txt requirements-dev.txt constraints.txt | $(PY)
-	$(call install,requirements-dev.txt,$@)
+$(VENV)/.dev: pyproject.toml requirements.txt requirements-dev.txt constraints.txt | $(PY)
+	$(call install,[dev],$@)
 	touch $(VENV)/.run
 
 $(PY):

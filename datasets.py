@@ -15,13 +15,13 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 
-from builders.images import unit_range
-from builders.store import config_flags, missing_keys
-from infra.errors import UserError
-from infra.sharding import local_share
-from operators.measurement import EvalExample, Measurement
-from operators.tasks import get_measure_fn
-from operators.transform import get_transform
+from msm.builders.pictures.store import unit_range
+from msm.builders.store import config_flags, missing_keys
+from msm.infra.errors import UserError
+from msm.infra.sharding import local_share
+from msm.operators.measurement import EvalExample, Measurement
+from msm.operators.tasks import get_measure_fn
+from msm.operators.transform import get_transform
 
 PADDING_ID = -1
 _ENDLESS = 2**40  # batches

@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-import ssdu
-from models.denoiser import Denoised, get_loss_weight, per_example
-from operators.acquisition import Acquisition
-from operators.augment import get_augment_fn
-from operators.masks import MaskDistribution
-from operators.measurement import Measurement
-from operators.transform import Transform
-from registry import Registry
-from sde_lib import Schedule
+from msm.infra.registry import Registry
+from msm.models import unrolled as ssdu
+from msm.models.denoiser import Denoised, get_loss_weight, per_example
+from msm.operators.acquisition import Acquisition
+from msm.operators.augment import get_augment_fn
+from msm.operators.masks import MaskDistribution
+from msm.operators.measurement import Measurement
+from msm.operators.transform import Transform
+from msm.sde_lib import Schedule
 
 LossFn = Callable[[Any, Measurement, jax.Array], jax.Array]
 LOSSES: Registry[Callable[..., LossFn]] = Registry("loss")
@@ -258,7 +258,7 @@ def published_count(config, transform: Transform, shape: tuple[int, ...]) -> flo
 
 @LOSSES.register("ssdu")
 def get_ssdu_loss(config, schedule, transform, masks, denoise) -> LossFn:
-    """SSDU, see ssdu.py: reconstruct from Theta, a random part of the acquired entries, and compare with the others."""
+    """SSDU, see models/unrolled.py: from Theta, a random part of the acquired entries, to the others."""
     augment, always = get_augment_fn(config), masks.inclusion_probability() >= 1.0
     reconstruct = ssdu.get_reconstruct_fn(config, schedule, transform, Acquisition(transform))
 

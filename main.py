@@ -7,8 +7,8 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from infra import command_line
-from infra.errors import Stopped, UserError
+from msm.infra import command_line
+from msm.infra.errors import Stopped, UserError
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file(
@@ -28,11 +28,11 @@ flags.DEFINE_bool("debug", False, "Show the traceback of a mistake instead of on
 
 def run() -> None:
     gc.disable()  # modules are no garbage: looking for some while they load takes a seventh of the start
-    from infra import processes
+    from msm.infra import processes
 
     processes.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.join_timeout)
-    import run_lib
-    from infra import config_check
+    from msm import run_lib
+    from msm.configs.rules import check as config_check
 
     gc.enable()
     command_line.use_cache(FLAGS.cache)
@@ -58,13 +58,18 @@ def main(argv: list[str]) -> None:
         if FLAGS.debug:
             raise
         command_line.tell(error)
-        from infra import processes
+        from msm.infra import processes
 
         processes.leave(2, error.everywhere)
     except Stopped as stopped:
         sys.exit(stopped.status)
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """The console command."""
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main, flags_parser=command_line.parse)
+
+
+if __name__ == "__main__":
+    start()

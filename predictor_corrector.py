@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.denoiser import per_example
-from operators.measurement import Array
-from operators.transform import Transform
-from registry import Registry
-from sde_lib import Schedule, forward_sde, reverse_drift
+from msm.infra.registry import Registry
+from msm.models.denoiser import per_example
+from msm.operators.measurement import Array
+from msm.operators.transform import Transform
+from msm.sde_lib import Schedule, forward_sde, reverse_drift
 
 
 @flax.struct.dataclass

@@ -11,38 +11,29 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-import datasets
-import tuning
-from builders import store
-from infra import (
-    checkpoints,
-    figures,
-    generation,
-    preemption,
-    processes,
-    reconstruction,
-    rounds,
-    sharding,
-    tuned,
-    workdir,
-    writers,
-)
-from infra.atomic import atomic_write_bytes, drop_unfinished
-from infra.errors import UserError
-from infra.progress import Progress
-from infra.tally import Tally
-from losses import get_loss_fn, get_optimizer, get_step_fn, init_state
-from metrics import get_metrics
-from models.denoiser import get_denoise_fn
-from models.init import init_params, param_shapes
-from models.registry import get_model
-from operators.acquisition import Acquisition
-from operators.masks import MaskDistribution, get_masks
-from operators.operator import Operator
-from operators.tasks import get_task
-from operators.transform import Transform, get_transform
-from sde_lib import Schedule, get_schedule
-from solvers import get_solver
+from msm import datasets
+from msm.builders import store
+from msm.evaluation import held_out as tuning
+from msm.evaluation.metrics import get_metrics
+from msm.infra import checkpoints, preemption, processes, rounds, sharding, workdir, writers
+from msm.infra.atomic import atomic_write_bytes, drop_unfinished
+from msm.infra.errors import UserError
+from msm.infra.progress import Progress
+from msm.infra.tally import Tally
+from msm.losses import get_loss_fn, get_optimizer, get_step_fn, init_state
+from msm.models.denoiser import get_denoise_fn
+from msm.models.init import init_params, param_shapes
+from msm.models.registry import get_model
+from msm.modes import reconstruction, tuned
+from msm.modes import sample as generation
+from msm.operators.acquisition import Acquisition
+from msm.operators.masks import MaskDistribution, get_masks
+from msm.operators.operator import Operator
+from msm.operators.tasks import get_task
+from msm.operators.transform import Transform, get_transform
+from msm.reports import figures
+from msm.sde_lib import Schedule, get_schedule
+from msm.solvers import get_solver
 
 
 @dataclass(frozen=True)
@@ -308,7 +299,7 @@ def tune(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]:
     Writes study.db (whose trials a second start does not repeat), trials.csv, history.png, slices.png and best.json,
     for `eval.tuned`, into `tune.folder` of the workdir; returns the solver's entry of best.json.
     """
-    from infra import study  # loads Optuna, which no other mode needs
+    from msm.modes import tune as study  # loads Optuna, which no other mode needs
 
     settings = config.tune
     given, config = config, config.copy_and_resolve_references()

@@ -22,13 +22,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from losses import example_keys
-from models.denoiser import Denoised, per_example
-from operators.masks import MaskDistribution, get_masks, mask_sequence
-from operators.transform import Transform
-from predictor_corrector import PCSettings, get_pc_sampler, get_score_fn
-from registry import Registry
-from sde_lib import Schedule
+from msm.infra.registry import Registry
+from msm.losses import example_keys
+from msm.models.denoiser import Denoised, per_example
+from msm.operators.masks import MaskDistribution, get_masks, mask_sequence
+from msm.operators.transform import Transform
+from msm.predictor_corrector import PCSettings, get_pc_sampler, get_score_fn
+from msm.sde_lib import Schedule
 
 
 @dataclass(frozen=True)

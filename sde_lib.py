@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from registry import Registry
+from msm.infra.registry import Registry
 
 
 class Schedule(Protocol):

@@ -15,19 +15,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from msm import datasets, run_lib
+from msm.infra import sharding
+from msm.losses import get_loss_fn, get_optimizer, get_step_fn, init_state
+from msm.models.init import init_params
+from msm.solvers import get_solver
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-
-import datasets  # noqa: E402
-import run_lib  # noqa: E402
-from infra import sharding  # noqa: E402
-from losses import get_loss_fn, get_optimizer, get_step_fn, init_state  # noqa: E402
-from models.init import init_params  # noqa: E402
-from solvers import get_solver  # noqa: E402
 
 
 def median_seconds(run: Callable[[], object], repeats: int) -> float:

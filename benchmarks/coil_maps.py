@@ -11,28 +11,26 @@ import importlib
 import importlib.util
 import os
 import shutil
-import sys
 import tempfile
 import time
 import types
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+import numpy as np
+
+from msm.configs.default import get_config
+from msm.operators.acquisition import Acquisition
+from msm.operators.coils import COIL_MAPS, get_coil_maps
+from msm.operators.measurement import Measurement
+from msm.operators.transform import TRANSFORMS
+from msm.solvers.cg_sense import get_cg_sense_solver
+from tests.conformance.test_bart import psnr
+from tests.conformance.test_coil_maps import bart_maps, correlations
+from tests.helpers.brain_scans import brain_scans
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-
-from configs.default import get_config  # noqa: E402
-from operators.acquisition import Acquisition  # noqa: E402
-from operators.coils import COIL_MAPS, get_coil_maps  # noqa: E402
-from operators.measurement import Measurement  # noqa: E402
-from operators.transform import TRANSFORMS  # noqa: E402
-from solvers.cg_sense import get_cg_sense_solver  # noqa: E402
-from tests.brain_scans import brain_scans  # noqa: E402
-from tests.conformance.test_bart import psnr  # noqa: E402
-from tests.conformance.test_coil_maps import bart_maps, correlations  # noqa: E402
 
 REPEATS = 3
 

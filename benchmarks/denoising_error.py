@@ -7,22 +7,17 @@ noisy as its input: 16 references, evenly spread over the split, averaged parame
 can only be as clean as these numbers are small.
 """
 
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
 from ml_collections import config_flags
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import datasets
-import run_lib
-from infra import checkpoints, command_line, config_check
-from losses import draw_noise, example_keys, observed_scalars, real_mean
-from models.denoiser import per_example
+from msm import datasets, run_lib
+from msm.configs.rules import check as config_check
+from msm.infra import checkpoints, command_line
+from msm.losses import draw_noise, example_keys, observed_scalars, real_mean
+from msm.models.denoiser import per_example
 
 FLAGS = flags.FLAGS
 SIGMAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)

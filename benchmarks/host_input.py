@@ -9,22 +9,19 @@ wait. Memory is measured over `--steps` steps of the input pipeline and a step t
 
 import argparse
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from msm import datasets, run_lib
+from msm.benchmarks.bench import TrainStep, host_batches_per_second, load_config, median_seconds
+from msm.infra import sharding
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-
-import datasets  # noqa: E402
-import run_lib  # noqa: E402
-from benchmarks.bench import TrainStep, host_batches_per_second, load_config, median_seconds  # noqa: E402
-from infra import sharding  # noqa: E402
 
 MIB = 2**20
 DEMOS = ("configs/brain64_msm.py", "configs/photos64_msm.py")

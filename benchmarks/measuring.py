@@ -11,15 +11,15 @@ from typing import Any
 import jax
 import numpy as np
 
-import evaluation
-import run_lib
-from infra import rounds
-from infra.atomic import atomic_write_text
-from infra.errors import UserError
-from metrics import natural_range, psnr, ssim
-from operators.measurement import EvalExample
-from operators.tasks import get_task
-from solvers.registry import Solver
+from msm import run_lib
+from msm.evaluation import summary as evaluation
+from msm.evaluation.metrics import natural_range, psnr, ssim
+from msm.infra import rounds
+from msm.infra.atomic import atomic_write_text
+from msm.infra.errors import UserError
+from msm.operators.measurement import EvalExample
+from msm.operators.tasks import get_task
+from msm.solvers.registry import Solver
 
 
 def build_for_task(config) -> run_lib.Experiment:

@@ -10,19 +10,14 @@ and, where the network has attention, its sizes: 12 in place of 8 for 96 x 96 in
 (`models.levels.attention_at`; tools/reconstruct.py does both by itself).
 """
 
-import sys
-from pathlib import Path
-
 import numpy as np
 from absl import flags, logging
 from ml_collections import config_flags
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import datasets
-import run_lib
-from benchmarks.quality_vs_nfe import measure
-from infra import checkpoints, command_line, config_check
+from msm import datasets, run_lib
+from msm.benchmarks.quality_vs_nfe import measure
+from msm.configs.rules import check as config_check
+from msm.infra import checkpoints, command_line
 
 FLAGS = flags.FLAGS
 CASES = {  # masks of `operators/masks.py`, nominal R

@@ -1,6 +1,6 @@
 """How long `tools/prepare_mri.py` takes per slice: `python benchmarks/preparation_time.py [--size 256] [--coils 16]`.
 
-Writes two fastMRI files of slices of brain2 (`builders/brain.py`; detail of 128 x 128, interpolated), fully sampled
+Writes two fastMRI files of slices of brain2 (builders/demo/; detail of 128 x 128, interpolated), fully sampled
 with twofold oversampled readout and noise, one with more slices than the other, prepares each for training in a process
 of its own, and divides the difference in CPU seconds: starting and compiling do not count. CPU seconds are those of all
 threads; wall time is these over the cores that are free. Measure on a quiet machine: threads that wait count too.
@@ -16,13 +16,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from msm.builders.demo.heads import SOURCE
+from msm.builders.demo.simulate import draw_maps, fft2c, ifft2c
+from tests.builders.test_raw_readers import header
+from tests.helpers.raw_files import oversampled
 
-from builders.brain import SOURCE  # noqa: E402
-from builders.simulate import draw_maps, fft2c, ifft2c  # noqa: E402
-from tests.raw_files import oversampled  # noqa: E402
-from tests.test_raw_readers import header  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def write(path: Path, size: int, coils: int, slices: int) -> None:

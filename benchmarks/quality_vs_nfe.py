@@ -9,7 +9,6 @@ PSNR and SSIM of the mean of the samples, mean over the slices of `eval.split` o
 compilation.
 """
 
-import sys
 from pathlib import Path
 
 import jax
@@ -18,14 +17,12 @@ from absl import flags, logging
 from matplotlib.figure import Figure
 from ml_collections import config_flags
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import datasets
-import run_lib
-from benchmarks import measuring
-from configs.tasks import PUBLISHED_IMAGES, PUBLISHED_MRI
-from infra import checkpoints, command_line, config_check, rounds
-from solvers import get_solver
+from msm import datasets, run_lib
+from msm.benchmarks import measuring
+from msm.configs.rules import check as config_check
+from msm.configs.tasks import PUBLISHED_IMAGES, PUBLISHED_MRI
+from msm.infra import checkpoints, command_line, rounds
+from msm.solvers import get_solver
 
 FLAGS = flags.FLAGS
 

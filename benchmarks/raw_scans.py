@@ -1,6 +1,6 @@
 """From raw files to images: `python benchmarks/raw_scans.py [--slices 6] [--samples 4] [--levels 30] [--acs 12]`.
 
-Writes slices of brain2 (`builders/brain.py`), a person that the shipped checkpoint never saw, as a scanner would: 8
+Writes slices of brain2 (builders/demo/), a person that the shipped checkpoint never saw, as a scanner would: 8
 coils with noise of different size, one mask at R = 4, only the sampled lines, arbitrary units; once in every format,
 and once with the true coil maps beside k-space. `tools/prepare_mri.py` makes a store of each, `main.py --mode=eval`
 reconstructs it with pretrained/brain64_msm, and PSNR is measured against the simulated images.
@@ -10,21 +10,19 @@ than float tolerance. Some minutes on two cores.
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
+from msm.builders.store import config_flags
+from tests.helpers import raw_files
+from tests.helpers.raw_files import RawHead
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import json  # noqa: E402
-
-import numpy as np  # noqa: E402
-
-from builders.store import config_flags  # noqa: E402
-from tests import raw_files  # noqa: E402
-from tests.raw_files import RawHead  # noqa: E402
 
 SIZE, COILS = 64, 8
 SOLVERS = ("zero_filled", "cg_sense", "msm", "msm_fast")

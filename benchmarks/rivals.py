@@ -17,7 +17,6 @@ seconds per slice without compilation; memory of the compiled program for a batc
 """
 
 import ast
-import sys
 from pathlib import Path
 
 import jax
@@ -25,14 +24,14 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import config_flags
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import datasets
-from benchmarks import measuring
-from infra import checkpoints, command_line, config_check, tuned, workdir
-from infra.atomic import atomic_write_text
-from infra.errors import UserError
-from solvers import get_solver
+from msm import datasets
+from msm.benchmarks import measuring
+from msm.configs.rules import check as config_check
+from msm.infra import checkpoints, command_line, workdir
+from msm.infra.atomic import atomic_write_text
+from msm.infra.errors import UserError
+from msm.modes import tuned
+from msm.solvers import get_solver
 
 FLAGS = flags.FLAGS
 OF_THE_NETWORK = ("model", "denoiser", "schedule", "transform", "loss", "ssdu")

@@ -8,18 +8,14 @@ level. Only `noise_std` of the measurement is changed; data, network and random 
 """
 
 import dataclasses
-import sys
-from pathlib import Path
 
 from absl import flags, logging
 from ml_collections import config_flags
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import datasets
-import run_lib
-from benchmarks.quality_vs_nfe import measure
-from infra import checkpoints, command_line, config_check
+from msm import datasets, run_lib
+from msm.benchmarks.quality_vs_nfe import measure
+from msm.configs.rules import check as config_check
+from msm.infra import checkpoints, command_line
 
 FLAGS = flags.FLAGS
 

@@ -24,7 +24,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from infra.errors import DISK_ERRORS, UserError
+from msm.infra.errors import DISK_ERRORS, UserError
 
 MANIFEST = "manifest.json"
 REFERENCES = "references"
@@ -38,7 +38,7 @@ Records = Mapping[str, Mapping[str, Sequence]]  # dataset name -> split -> its r
 
 
 class Source(Protocol):
-    """Where the examples of a store come from: what each kind of store (`builders/brain.py`, `images.py`) provides."""
+    """Where examples come from: what each kind of store (`builders/demo/heads.py`, say) provides."""
 
     def identity(self) -> dict[str, Any]:
         """JSON values that two stores must share to be the same.

@@ -7,7 +7,7 @@
 The full network has not been trained for this file: only its ':smoke' variant has been run, by the tests.
 """
 
-from configs import default, tasks, variants
+from msm.configs import default, tasks, variants
 
 
 def get_config(variant: str = ""):

@@ -8,7 +8,7 @@
 Trained on undersampled acquisitions alone (`get_ambient_loss`). benchmarks/rivals.py compares the methods.
 """
 
-from configs import brain64_msm
+from msm.configs import brain64_msm
 
 
 def get_config(variant: str = ""):

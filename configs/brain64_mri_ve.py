@@ -9,7 +9,7 @@ several coils, with a tenth of the noise levels. It sees clean images, and its l
 undersampled acquisitions as for brain64_msm.
 """
 
-from configs import brain64_msm, variants
+from msm.configs import brain64_msm, variants
 
 SOLVERS = ("projection", "langevin_projection", "baseline", "langevin")
 

@@ -11,7 +11,7 @@ l1-wavelet 29.41 (docs/results.md). ':demo' took 6 minutes; its msm reached 22.9
 setting.
 """
 
-from configs import default, tasks, variants
+from msm.configs import default, tasks, variants
 
 VARIANTS = {"demo": variants.demo, "smoke": variants.smoke, **tasks.MRI}
 

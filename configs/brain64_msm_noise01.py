@@ -4,7 +4,7 @@ python tools/prepare_demo.py --size 64 --noise_std 0.1 --out store/brain64_noise
 python main.py --config=configs/brain64_msm_noise01.py --workdir=workdir/brain64_noise01 --mode=train
 """
 
-from configs import brain64_msm
+from msm.configs import brain64_msm
 
 
 def get_config(variant: str = ""):

@@ -5,7 +5,7 @@
 It sees clean data, and its log says so; evaluation is on undersampled acquisitions as for brain64_msm.
 """
 
-from configs import brain64_msm
+from msm.configs import brain64_msm
 
 
 def get_config(variant: str = ""):

@@ -6,7 +6,7 @@ The published code trains like this. Over many steps it shows the network every 
 and its log says so.
 """
 
-from configs import brain64_msm
+from msm.configs import brain64_msm
 
 
 def get_config(variant: str = ""):

@@ -3,11 +3,11 @@
     python main.py --config=configs/brain64_ssdu.py --workdir=workdir/brain64_ssdu --mode=train
     python main.py --config=configs/brain64_ssdu.py --workdir=workdir/brain64_ssdu --mode=eval
 
-Trained on undersampled acquisitions alone (ssdu.py). `--config.ssdu.unrolls=10` is the published depth, at ten times
-the cost per step; give it to eval as well. benchmarks/rivals.py compares the methods.
+Trained on undersampled acquisitions alone (models/unrolled.py). `--config.ssdu.unrolls=10` is the published
+depth, at ten times the cost per step; give it to eval as well. benchmarks/rivals.py compares the methods.
 """
 
-from configs import brain64_msm
+from msm.configs import brain64_msm
 
 
 def get_config(variant: str = ""):

@@ -14,7 +14,7 @@ the tests trace its loss at full size.
 
 from ml_collections import ConfigDict
 
-from configs import published_score, variants
+from msm.configs import published_score, variants
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -234,7 +234,7 @@ def _score_sde() -> ConfigDict:
 
 
 def _ssdu() -> ConfigDict:
-    """Of loss and solver ssdu (ssdu.py); reconstruct with what was trained with."""
+    """Of loss and solver ssdu (models/unrolled.py); reconstruct with what was trained with."""
     ssdu = ConfigDict()
     ssdu.share = 0.4  # of the acquired lines outside the ACS, on which training judges (published: 0.4)
     ssdu.sigma = 0.05  # noise level that the network is told: how wrong the image is that it is given; brain64 at

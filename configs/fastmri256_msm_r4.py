@@ -20,7 +20,7 @@ SSIM over rows.
 
 from ml_collections import ConfigDict
 
-from configs import published, tasks, variants
+from msm.configs import published, tasks, variants
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -13,7 +13,7 @@ fmri_msm_R4_noise0_1_img256.pt; published FID of 3,000 samples: 82.17 (arXiv 250
 
 from ml_collections import ConfigDict
 
-from configs import fastmri256_msm_r4, published, variants
+from msm.configs import fastmri256_msm_r4, published, variants
 
 
 def get_config(variant: str = "") -> ConfigDict:

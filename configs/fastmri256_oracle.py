@@ -11,7 +11,7 @@ fmri_uncond_R1_noise0_0_img256.pt; published (arXiv 2505.11853): FID of 3,000 sa
 
 from ml_collections import ConfigDict
 
-from configs import fastmri256_msm_r4, published, variants
+from msm.configs import fastmri256_msm_r4, published, variants
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -17,7 +17,7 @@ super-resolution 28.11 dB (input 23.21).
 
 from ml_collections import ConfigDict
 
-from configs import published, tasks, variants
+from msm.configs import published, tasks, variants
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -14,7 +14,7 @@ ffhq_msm_p04_noise0_1_img128.pt; published FID 37.14, where GSURE diffusion has 
 
 from ml_collections import ConfigDict
 
-from configs import ffhq128_msm_p04, published, variants
+from msm.configs import ffhq128_msm_p04, published, variants
 
 
 def get_config(variant: str = "") -> ConfigDict:

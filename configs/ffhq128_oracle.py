@@ -10,7 +10,7 @@ ffhq_uncond_p00_noise0_0_img128.pt; published FID of 3,000 samples with 200 leve
 
 from ml_collections import ConfigDict
 
-from configs import ffhq128_msm_p04, published, variants
+from msm.configs import ffhq128_msm_p04, published, variants
 
 
 def get_config(variant: str = "") -> ConfigDict:

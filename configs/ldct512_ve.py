@@ -9,7 +9,7 @@ is the 63rd, of 1.26 M steps) as in lidc320_ve.
 
 from ml_collections import ConfigDict
 
-from configs import published_score, variants
+from msm.configs import published_score, variants
 
 
 def get_config(variant: str = "") -> ConfigDict:

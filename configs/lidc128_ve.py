@@ -9,7 +9,7 @@ with the default hyper-parameters of the solvers.
 
 from ml_collections import ConfigDict
 
-from configs import published_score, variants
+from msm.configs import published_score, variants
 
 
 def get_config(variant: str = "") -> ConfigDict:

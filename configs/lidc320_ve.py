@@ -10,7 +10,7 @@ scale the store's images to [0,1]. Four of their configs are the variants of thi
 
 from ml_collections import ConfigDict
 
-from configs import published_score, variants
+from msm.configs import published_score, variants
 
 
 def get_config(variant: str = "") -> ConfigDict:

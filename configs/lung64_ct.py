@@ -8,7 +8,7 @@
 other setting. As published for CT, the prior sees whole images and no measurement; evaluation simulates projections.
 """
 
-from configs import default, tasks, variants
+from msm.configs import default, tasks, variants
 
 
 def get_config(variant: str = ""):

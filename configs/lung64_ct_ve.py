@@ -8,7 +8,7 @@ NCSN++ and the variance-exploding SDE as published for CT, at the size of lung64
 `projection` has its published settings for CT, the other solvers those for MRI. After 4000 steps: docs/results.md.
 """
 
-from configs import lung64_ct, published_score, variants
+from msm.configs import lung64_ct, published_score, variants
 
 SOLVERS = published_score.SOLVERS
 

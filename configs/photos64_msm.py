@@ -7,7 +7,7 @@
 2.14 M parameters, as brain64_msm. Two CPU cores are enough; a GPU needs no other setting.
 """
 
-from configs import default, tasks, variants
+from msm.configs import default, tasks, variants
 
 VARIANTS = {"demo": variants.demo, "smoke": variants.smoke, **tasks.IMAGES}
 

@@ -4,7 +4,7 @@ python tools/prepare_images.py --photos --size 64 --noise_std 0.1 --out store/ph
 python main.py --config=configs/photos64_msm_noise01.py --workdir=workdir/photos64_noise01 --mode=train
 """
 
-from configs import photos64_msm
+from msm.configs import photos64_msm
 
 
 def get_config(variant: str = ""):

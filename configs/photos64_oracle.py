@@ -5,7 +5,7 @@
 It sees clean data, and its log says so; evaluation is on masked pictures as for photos64_msm.
 """
 
-from configs import photos64_msm, variants
+from msm.configs import photos64_msm, variants
 
 
 def get_config(variant: str = ""):

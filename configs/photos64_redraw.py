@@ -5,7 +5,7 @@
 The published code trains like this; it sees clean data, and its log says so.
 """
 
-from configs import photos64_msm
+from msm.configs import photos64_msm
 
 
 def get_config(variant: str = ""):

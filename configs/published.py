@@ -12,7 +12,7 @@ nor number of steps of the published checkpoints (a demo's batch of 2, no end): 
 
 from ml_collections import ConfigDict
 
-from configs import default, tasks, variants
+from msm.configs import default, tasks, variants
 
 ATTENTION = (32, 16, 8)  # feature-map sizes
 IMAGES, MRI = (  # variants: the solver is the published one already

@@ -10,7 +10,7 @@ solvers and their hyper-parameters are the defaults of `config.score_sde`. Diffe
 
 from ml_collections import ConfigDict
 
-from configs import default, tasks, variants
+from msm.configs import default, tasks, variants
 
 SOLVERS = ("projection", "langevin_projection", "baseline", "langevin")
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
-from infra.errors import UserError
-from registry import nearest
+from msm.infra.errors import UserError
+from msm.infra.registry import nearest
 
 
 def apply(config: ConfigDict, variant: str, variants: Mapping[str, Callable[[ConfigDict], ConfigDict]]) -> ConfigDict:

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from infra.errors import UserError
+from msm.infra.errors import UserError
 
 
 def safe_join(root: str | os.PathLike, name: str | os.PathLike) -> Path:

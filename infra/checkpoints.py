@@ -21,8 +21,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from infra import seals
-from infra.errors import UserError
+from msm.infra import seals
+from msm.infra.errors import UserError
 
 KEPT = "checkpoints"
 ROLLING = "checkpoints-meta"

@@ -13,8 +13,8 @@ from typing import NoReturn
 
 from absl import app, flags
 
-from infra.errors import UserError
-from registry import nearest
+from msm.infra.errors import UserError
+from msm.infra.registry import nearest
 
 FLAGS = flags.FLAGS
 _SETTING = "config."
@@ -93,7 +93,7 @@ def _value(argv: Iterable[str], flag: str) -> str:
 
 
 def _wrong_value(flag: str, text: str) -> str:
-    from infra.settings import SETTINGS
+    from msm.configs.rules.settings import SETTINGS
 
     name = flag.removeprefix(_SETTING)
     if name in SETTINGS:
@@ -114,7 +114,7 @@ def _wrong_value(flag: str, text: str) -> str:
 
 def _unknown_settings(argv: Iterable[str]) -> list[str]:
     """A line for every --config.NAME that is no setting."""
-    from infra.settings import SETTINGS
+    from msm.configs.rules.settings import SETTINGS
 
     given = [word.lstrip("-").partition("=")[0] for word in argv if word.lstrip("-").startswith(_SETTING)]
     names = [name.removeprefix(_SETTING) for name in given]

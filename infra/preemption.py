@@ -11,7 +11,7 @@ from typing import NoReturn
 import jax
 from jax.experimental import multihost_utils
 
-from infra.errors import Stopped
+from msm.infra.errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from infra.errors import UserError
+from msm.infra.errors import UserError
 
 AUTO = "auto"
 LEAVE_TIMEOUT_S = 30  # how long a process that ends waits for the others, which `wait_for_all` brought to their end too

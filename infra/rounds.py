@@ -13,12 +13,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from infra.atomic import atomic_file, atomic_write_npz
+from msm.infra.atomic import atomic_file, atomic_write_npz
 
 SCIENCE = (
-    *("losses.py", "sampling.py", "predictor_corrector.py", "ssdu.py", "sde_lib.py", "datasets.py", "evaluation.py"),
-    *("calibration.py", "metrics.py", "tuning.py", "infra/reconstruction.py", "infra/generation.py"),
-    *("models", "operators", "solvers"),
+    *("losses.py", "sampling.py", "predictor_corrector.py", "sde_lib.py", "datasets.py"),
+    *("modes/reconstruction.py", "modes/sample.py", "evaluation", "models", "operators", "solvers"),
 )
 # Sections of the config that decide no result of a given network: how it was trained, what else is drawn from it, and
 # what the store's manifest says. Of `eval` and `tune` some settings do: who asks adds them.

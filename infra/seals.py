@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from infra.atomic import atomic_write_json
+from msm.infra.atomic import atomic_write_json
 
 SEAL = "meta/checksums.json"
 RECORD = "checkpoints.json"

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from infra.errors import UserError
+from msm.infra.errors import UserError
 
 
 class Tally:

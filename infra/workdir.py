@@ -15,10 +15,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from configs.default import get_config
-from infra.atomic import atomic_write_json, safe_join
-from infra.errors import DISK_ERRORS, IN_THE_WAY, UserError
-from models.levels import attention_at
+from msm.configs.default import get_config
+from msm.infra.atomic import atomic_write_json, safe_join
+from msm.infra.errors import DISK_ERRORS, IN_THE_WAY, UserError
+from msm.models.levels import attention_at
 
 # Settings without which a checkpoint means something else. A name that ends in '.' stands for its whole section.
 OF_THE_NETWORK = ("model.", "denoiser.", "schedule.name", "transform.")

@@ -17,7 +17,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[re
 from tensorboardX.record_writer import RecordWriter
 from tqdm import tqdm
 
-from infra.atomic import atomic_write_text, safe_join
+from msm.infra.atomic import atomic_write_text, safe_join
 
 CHATTY_LOGGERS = ("absl", "jax", "orbax", "grain", "tensorboardX", "matplotlib", "PIL", "alembic", "optuna")
 

@@ -2,7 +2,7 @@
 
 With `patch_size` 1 it equals the published PyTorch network number for number: scale-shift normalisation, down- and
 upsampling inside residual blocks, "legacy" attention order, no dropout. Blocks carry that network's names
-(`input_blocks_3_0` is `input_blocks.3.0`), so a state dict maps over by models/torch_import.py.
+(`input_blocks_3_0` is `input_blocks.3.0`), so a state dict maps over by exchange/torch_import.py.
 """
 
 import jax
@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from infra.errors import UserError
-from models import layers
-from models.levels import attention_levels, size_unit
-from models.registry import MODELS
-from registry import nearest
+from msm.infra.errors import UserError
+from msm.infra.registry import nearest
+from msm.models import layers
+from msm.models.levels import attention_levels, size_unit
+from msm.models.registry import MODELS
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 RESAMPLE = {"": lambda x: x, "down": layers.avg_pool2, "up": layers.nearest_up2}

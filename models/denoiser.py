@@ -11,10 +11,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from operators.conjugate_gradient import conjugate_gradient
-from operators.transform import Transform, normal
-from registry import Registry
-from sde_lib import Schedule
+from msm.infra.registry import Registry
+from msm.operators.conjugate_gradient import conjugate_gradient
+from msm.operators.transform import Transform, normal
+from msm.sde_lib import Schedule
 
 
 @flax.struct.dataclass

@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from models import layers
+from msm.models import layers
 
 
 def param_shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:

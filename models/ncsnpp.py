@@ -2,7 +2,7 @@
 
 With `patch_size` 1 it equals the published Flax network number for number, without its dropout (0 in the published
 medical models): BigGAN residual blocks, FIR resampling, sums rescaled by 1/sqrt(2), attention of one head, and the
-image itself led down ('input_skip') and up ('output_skip') beside the features. models/flax_import.py maps the names.
+image itself led down ('input_skip') and up ('output_skip') beside the features. exchange/flax_import.py maps the names.
 
 'fourier' takes the noise level sigma as its time, 'positional' a timestep number. With `scale_by_sigma` the output is
 divided by sigma, as a score is.
@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from infra.errors import UserError
-from models import layers
-from models.adm import DTYPES
-from models.levels import attention_levels, size_unit
-from models.ncsnpp_layers import (
+from msm.infra.errors import UserError
+from msm.models import layers
+from msm.models.adm import DTYPES
+from msm.models.levels import attention_levels, size_unit
+from msm.models.ncsnpp_layers import (
     RESAMPLE,
     AttentionBlock,
     FIRConv,
@@ -28,7 +28,7 @@ from models.ncsnpp_layers import (
     joined,
     positional_embedding,
 )
-from models.registry import MODELS
+from msm.models.registry import MODELS
 
 
 class NCSNpp(nn.Module):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from models import layers
+from msm.models import layers
 
 EPSILON = 1e-6  # of all group normalisations
 FILTER = (0.125, 0.375, 0.375, 0.125)

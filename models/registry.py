@@ -7,8 +7,8 @@ from collections.abc import Callable
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-import models
-from registry import Registry
+from msm import models
+from msm.infra.registry import Registry
 
 MODELS: Registry[Callable[[ConfigDict, int], nn.Module]] = Registry("model")
 
@@ -28,5 +28,5 @@ def get_model(config: ConfigDict, in_channels: int) -> nn.Module:
       UserError: unknown network, or settings that do not fit each other.
     """
     for module in pkgutil.iter_modules(models.__path__):  # every file may register networks
-        importlib.import_module(f"models.{module.name}")
+        importlib.import_module(f"{models.__name__}.{module.name}")
     return MODELS[config.model.name](config, in_channels)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from operators.inverse import get_damped_inverse
-from operators.operator import every_copy
-from operators.transform import Identity, Transform, normal
+from msm.operators.inverse import get_damped_inverse
+from msm.operators.operator import every_copy
+from msm.operators.transform import Identity, Transform, normal
 
 PINV_STEPS = 300  # of conjugate gradients, where neither masks of columns nor T = I make the pseudo-inverse exact
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from operators.measurement import Measurement
-from registry import Registry
+from msm.infra.registry import Registry
+from msm.operators.measurement import Measurement
 
 AUGMENTATIONS: Registry[Callable] = Registry("augmentation")
 

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infra.errors import UserError
-from operators.fourier import ifft2c
-from registry import Registry
+from msm.infra.errors import UserError
+from msm.infra.registry import Registry
+from msm.operators.fourier import ifft2c
 
 EstimateMaps = Callable[[Any, Any], jax.Array]
 

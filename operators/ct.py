@@ -24,9 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from operators.conjugate_gradient import conjugate_gradient
-from operators.operator import damped_reciprocal, every_copy, per_image
-from registry import Registry
+from msm.infra.registry import Registry
+from msm.operators.conjugate_gradient import conjugate_gradient
+from msm.operators.operator import damped_reciprocal, every_copy, per_image
 
 VIEWS_AT_ONCE = 8  # at most so many in parallel: memory for as many copies of the weights of one view
 BINS_OF_A_PIXEL = 3  # a shadow is at most sqrt(2) wide

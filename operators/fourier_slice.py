@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from operators import ct
+from msm.operators import ct
 
 
 @functools.cache

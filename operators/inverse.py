@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from operators.conjugate_gradient import conjugate_gradient
-from operators.fourier import COLUMNS, fft2c, ifft2c
-from operators.measurement import Array
-from operators.operator import damped_reciprocal, every_copy, per_image
-from operators.transform import Identity, MultiCoilFourier, Transform, normal
+from msm.operators.conjugate_gradient import conjugate_gradient
+from msm.operators.fourier import COLUMNS, fft2c, ifft2c
+from msm.operators.measurement import Array
+from msm.operators.operator import damped_reciprocal, every_copy, per_image
+from msm.operators.transform import Identity, MultiCoilFourier, Transform, normal
 
 RANK_CUTOFF = 1e-5  # eigenvalues of T^H S T (at most 1) below it are rounding in float32: no part of a pseudo-inverse
 

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from operators import poisson_disc
-from registry import Registry
+from msm.infra.registry import Registry
+from msm.operators import poisson_disc
 
 
 class MaskDistribution(Protocol):

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from operators import ct
-from operators.materials import DENSITY, ENERGIES, MASS_ATTENUATION
+from msm.operators import ct
+from msm.operators.materials import DENSITY, ENERGIES, MASS_ATTENUATION
 
 BONE = (100.0, 1500.0)  # HU: below the first all water, above the second all bone, shares of both in between
 METAL_HU = 2500.0  # what is brighter is metal: dense bone has at most about 2000

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from infra.errors import UserError
+from msm.infra.errors import UserError
 
 _NORMAL_MEDIAN = 0.6744897501960817  # median of |n|, n ~ N(0, 1)
 _RAYLEIGH_MEDIAN = np.sqrt(2 * np.log(2))  # median of |n|, n complex with variance 1 per real scalar

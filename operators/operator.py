@@ -6,7 +6,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from operators.measurement import Array
+from msm.operators.measurement import Array
 
 
 class Operator(Protocol):

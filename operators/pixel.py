@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from operators.operator import damped_reciprocal, per_image
+from msm.operators.operator import damped_reciprocal, per_image
 
 SPECTRUM_CUTOFF = 0.01  # of a blur, relative to its largest value: frequencies below it count as not measured
 CHANNELS = 3

@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from operators.acquisition import Acquisition
-from operators.ct import ParallelBeam
-from operators.masks import MASKS
-from operators.measurement import Array, Measurement
-from operators.metal import Scanner, tube
-from operators.operator import Operator
-from operators.pixel import Downsample, GaussianBlur, Grey, MotionBlur
-from operators.transform import Transform
-from registry import Registry
+from msm.infra.registry import Registry
+from msm.operators.acquisition import Acquisition
+from msm.operators.ct import ParallelBeam
+from msm.operators.masks import MASKS
+from msm.operators.measurement import Array, Measurement
+from msm.operators.metal import Scanner, tube
+from msm.operators.operator import Operator
+from msm.operators.pixel import Downsample, GaussianBlur, Grey, MotionBlur
+from msm.operators.transform import Transform
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from operators.fourier import COLUMNS, fft2c, ifft2c
-from operators.measurement import Array
-from registry import Registry
+from msm.infra.registry import Registry
+from msm.operators.fourier import COLUMNS, fft2c, ifft2c
+from msm.operators.measurement import Array
 
 
 class Transform(Protocol):

@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from infra.errors import UserError
+from msm.infra.errors import UserError
 
 _ROOT3, _SCALE = math.sqrt(3.0), 1.0 / (4.0 * math.sqrt(2.0))
 LOW = tuple(_SCALE * v for v in (1 + _ROOT3, 3 + _ROOT3, 3 - _ROOT3, 1 - _ROOT3))

@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from solvers.registry import SOLVERS, Solver
+from msm.solvers.registry import SOLVERS, Solver
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

@@ -9,11 +9,11 @@ too, and not here: 300 Euler steps with added noise; the steps here are those of
 
 import jax
 
-from losses import split_keys, thin
-from operators.measurement import Measurement
-from solvers.ancestral import get_ancestral_solver
-from solvers.dps import SEARCH, get_dps_update
-from solvers.registry import SOLVERS, Solver
+from msm.losses import split_keys, thin
+from msm.operators.measurement import Measurement
+from msm.solvers.ancestral import get_ancestral_solver
+from msm.solvers.dps import SEARCH, get_dps_update
+from msm.solvers.registry import SOLVERS, Solver
 
 
 @SOLVERS.register("a_dps")

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from models.denoiser import per_example
-from sampling import SamplerSettings, draw_noise_of, get_levels
-from solvers.guidance import get_copies
-from solvers.registry import Range, Solver
+from msm.models.denoiser import per_example
+from msm.sampling import SamplerSettings, draw_noise_of, get_levels
+from msm.solvers.guidance import get_copies
+from msm.solvers.registry import Range, Solver
 
 
 def get_ancestral_solver(

@@ -4,9 +4,9 @@ Corrector and predictor follow score(x) + grad_x log N(alpha y + alpha sigma H n
 variance = (gamma alpha sigma)^2 + (alpha noise_std)^2. See solvers/guidance.py.
 """
 
-from predictor_corrector import PCSettings
-from solvers.guidance import Guidance, get_guided_solver, get_likelihood_gradient
-from solvers.registry import SOLVERS, Solver
+from msm.predictor_corrector import PCSettings
+from msm.solvers.guidance import Guidance, get_guided_solver, get_likelihood_gradient
+from msm.solvers.registry import SOLVERS, Solver
 
 
 @SOLVERS.register("baseline")

@@ -9,9 +9,9 @@ by the operator's closed form: there the solver goes by the name 'tikhonov'.
 
 import jax.numpy as jnp
 
-from operators.conjugate_gradient import conjugate_gradient
-from operators.measurement import Measurement
-from solvers.registry import SOLVERS, Range, Solver
+from msm.operators.conjugate_gradient import conjugate_gradient
+from msm.operators.measurement import Measurement
+from msm.solvers.registry import SOLVERS, Range, Solver
 
 ITERATIONS = 30
 

@@ -11,10 +11,10 @@ instead, (H^H H + mu I)^-1 H^H as in solvers/guidance.py, which is what DDNM+ do
 clean images that the network gives for a whole measurement.
 """
 
-from sampling import fresh_share, reverse_step
-from solvers.ancestral import get_ancestral_solver, see_whole
-from solvers.guidance import CONSISTENCY
-from solvers.registry import SOLVERS, Range, Solver
+from msm.sampling import fresh_share, reverse_step
+from msm.solvers.ancestral import get_ancestral_solver, see_whole
+from msm.solvers.guidance import CONSISTENCY
+from msm.solvers.registry import SOLVERS, Range, Solver
 
 
 @SOLVERS.register("ddnm")

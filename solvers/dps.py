@@ -16,12 +16,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from models.denoiser import per_example
-from operators.measurement import Measurement
-from operators.operator import Operator
-from sampling import fresh_share, reverse_step
-from solvers.ancestral import get_ancestral_solver, see_whole
-from solvers.registry import SOLVERS, Range, Solver
+from msm.models.denoiser import per_example
+from msm.operators.measurement import Measurement
+from msm.operators.operator import Operator
+from msm.sampling import fresh_share, reverse_step
+from msm.solvers.ancestral import get_ancestral_solver, see_whole
+from msm.solvers.registry import SOLVERS, Range, Solver
 
 SEARCH = {"zeta": Range(0.01, 10.0, log=True)}
 

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from infra.errors import UserError
-from operators import ct
-from operators.measurement import Measurement
-from solvers.registry import SOLVERS, Solver
+from msm.infra.errors import UserError
+from msm.operators import ct
+from msm.operators.measurement import Measurement
+from msm.solvers.registry import SOLVERS, Solver
 
 
 @SOLVERS.register("fbp")

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from operators import wavelet
-from operators.measurement import Measurement
-from solvers.registry import SOLVERS, Range, Solver
+from msm.operators import wavelet
+from msm.operators.measurement import Measurement
+from msm.solvers.registry import SOLVERS, Range, Solver
 
 ITERATIONS = 100
 SHIFT_SEED = 0  # the same shifts for every example and run: the solver is deterministic

@@ -4,9 +4,9 @@ The corrector 'ald' alone follows score(x) + grad_x log N(alpha y; H x, variance
 (alpha noise_std)^2; in the form of Song et al. (ICLR 2022). See solvers/guidance.py.
 """
 
-from predictor_corrector import PCSettings
-from solvers.guidance import Guidance, get_guided_solver, get_likelihood_gradient
-from solvers.registry import SOLVERS, Solver
+from msm.predictor_corrector import PCSettings
+from msm.solvers.guidance import Guidance, get_guided_solver, get_likelihood_gradient
+from msm.solvers.registry import SOLVERS, Solver
 
 
 @SOLVERS.register("langevin")

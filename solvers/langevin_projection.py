@@ -4,9 +4,9 @@ The corrector 'ald' alone, without a predictor; the last image moves by the shar
 solvers/guidance.py.
 """
 
-from predictor_corrector import PCSettings
-from solvers.guidance import get_guided_solver, get_projection_guidance
-from solvers.registry import SOLVERS, Solver
+from msm.predictor_corrector import PCSettings
+from msm.solvers.guidance import get_guided_solver, get_projection_guidance
+from msm.solvers.registry import SOLVERS, Solver
 
 
 @SOLVERS.register("langevin_projection")

@@ -3,10 +3,10 @@
 W. A. Kalender, R. Hebel and J. Ebersberger, Reduction of CT artifacts caused by metallic implants, Radiology 164, 1987.
 """
 
-from operators.measurement import Measurement
-from operators.metal import interpolate
-from solvers.fbp import get_reconstruct
-from solvers.registry import SOLVERS, Solver
+from msm.operators.measurement import Measurement
+from msm.operators.metal import interpolate
+from msm.solvers.fbp import get_reconstruct
+from msm.solvers.registry import SOLVERS, Solver
 
 
 @SOLVERS.register("li")

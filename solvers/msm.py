@@ -23,13 +23,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from losses import example_keys
-from operators.masks import get_masks
-from operators.measurement import Measurement
-from operators.operator import Operator, every_copy
-from registry import Registry
-from sampling import get_sampler, get_settings
-from solvers.registry import SOLVERS, Range, Solver, temper
+from msm.infra.registry import Registry
+from msm.losses import example_keys
+from msm.operators.masks import get_masks
+from msm.operators.measurement import Measurement
+from msm.operators.operator import Operator, every_copy
+from msm.sampling import get_sampler, get_settings
+from msm.solvers.registry import SOLVERS, Range, Solver, temper
 
 START_RIDGE = 0.003  # of the Tikhonov image that a warm start begins from
 MIN_DAMPING = 1e-5  # keeps noiseless problems with a null space solvable in float32

@@ -9,8 +9,8 @@ Where `msm_fast.mask_keep` is 0 the network sees one mask of p(S) per level, and
 It has no posterior spread. What each part is worth: docs/results.md, written by benchmarks/quality_vs_nfe.py.
 """
 
-from solvers.msm import get_msm_solver
-from solvers.registry import SOLVERS, Solver
+from msm.solvers.msm import get_msm_solver
+from msm.solvers.registry import SOLVERS, Solver
 
 # What `config.msm_fast` does not say: one call per level.
 PRESET = {"step": "plug_and_play", "order": 1, "w": 1, "mask_order": "iid", "reinject": False, "weight": "count"}

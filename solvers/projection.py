@@ -4,9 +4,9 @@ Before every turn of corrector and predictor the image moves by a share `weight`
 data, noised afresh to the level of the moment; after the last step all the way, without noise. See solvers/guidance.py.
 """
 
-from predictor_corrector import PCSettings
-from solvers.guidance import get_guided_solver, get_projection_guidance
-from solvers.registry import SOLVERS, Solver
+from msm.predictor_corrector import PCSettings
+from msm.solvers.guidance import get_guided_solver, get_projection_guidance
+from msm.solvers.registry import SOLVERS, Solver
 
 
 @SOLVERS.register("projection")

@@ -3,8 +3,8 @@
 What an image task starts from: the upsampled, the sharpened, the grey image. It amplifies noise where H is weak.
 """
 
-from operators.measurement import Measurement
-from solvers.registry import SOLVERS, Solver
+from msm.operators.measurement import Measurement
+from msm.solvers.registry import SOLVERS, Solver
 
 
 @SOLVERS.register("pseudo_inverse")

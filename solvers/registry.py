@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from operators.measurement import Measurement
-from registry import Registry
+from msm.infra.registry import Registry
+from msm.operators.measurement import Measurement
 
 Hyper = Mapping[str, float | jax.Array]
 SolveFn = Callable[[jax.Array, Any, Measurement, Hyper], jax.Array]

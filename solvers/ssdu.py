@@ -1,12 +1,12 @@
 """SSDU (Yaman et al. 2020): one reconstruction from all acquired lines, in as many network calls as it has unrolls.
 
-For a network that was trained with loss 'ssdu'; see ssdu.py at the root for the equations.
+For a network that was trained with loss 'ssdu'; see models/unrolled.py at the root for the equations.
 """
 
 from functools import partial
 
-import ssdu
-from solvers.registry import SOLVERS, Solver
+from msm.models import unrolled as ssdu
+from msm.solvers.registry import SOLVERS, Solver
 
 
 @SOLVERS.register("ssdu")

@@ -12,8 +12,8 @@ The counterpart of BART's `pics -R T:3:0:lam`.
 import jax
 import jax.numpy as jnp
 
-from operators.measurement import Measurement
-from solvers.registry import SOLVERS, Range, Solver
+from msm.operators.measurement import Measurement
+from msm.solvers.registry import SOLVERS, Range, Solver
 
 ITERATIONS = 300
 STEP_X, STEP_U = 0.5, 0.15  # for |H| = 1: 2 - 8 * 0.15 = 0.8 >= 1/2; else divided and multiplied by |H|^2

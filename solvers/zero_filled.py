@@ -1,7 +1,7 @@
 """The adjoint of what was acquired, x = H^H y: for MRI and inpainting the zero-filled image. The simplest baseline."""
 
-from operators.measurement import Measurement
-from solvers.registry import SOLVERS, Solver
+from msm.operators.measurement import Measurement
+from msm.solvers.registry import SOLVERS, Solver
 
 
 @SOLVERS.register("zero_filled")

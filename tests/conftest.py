@@ -14,12 +14,12 @@ import pytest
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from builders.brain import BrainReferences, Brains, default_settings
-from builders.images import ImageReferences
-from builders.store import prepare_store
-from configs.default import get_config
-from tests.pictures import make_store, small_image_config, write_pictures
-from tests.small_runs import quick_compilation
+from msm.builders.demo.heads import BrainReferences, Brains, default_settings
+from msm.builders.pictures.store import ImageReferences
+from msm.builders.store import prepare_store
+from msm.configs.default import get_config
+from tests.helpers.pictures import make_store, small_image_config, write_pictures
+from tests.helpers.small_runs import quick_compilation
 
 # Nearly all of a test's time is compilation of programs that run for milliseconds.
 jax.config.update("jax_disable_most_optimizations", True)

@@ -5,16 +5,14 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-import datasets
-from tests.checks import hashes, message_of
-
-ROOT = Path(__file__).resolve().parent.parent
+from msm import datasets
+from tests.helpers.checks import hashes, message_of
+from tests.helpers.paths import ROOT
 
 
 def assert_same(first, second):

@@ -3,21 +3,19 @@
 import ast
 import dataclasses
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import datasets
-import run_lib
-from operators.measurement import Measurement
-from tests.checks import hashes, message_of
-from tests.pictures import small_image_config
-from tests.small_runs import assert_same_run, small_config
+from msm import datasets, run_lib
+from msm.operators.measurement import Measurement
+from tests.helpers.checks import hashes, message_of
+from tests.helpers.paths import ROOT
+from tests.helpers.pictures import small_image_config
+from tests.helpers.small_runs import assert_same_run, small_config
 
-ROOT = Path(__file__).resolve().parent.parent
 TRAINING_CODE = [
-    *(ROOT / name for name in ("losses.py", "ssdu.py", "sampling.py", "sde_lib.py")),
+    *(ROOT / name for name in ("losses.py", "models/unrolled.py", "sampling.py", "sde_lib.py")),
     *(path for folder in ("models", "operators", "solvers") for path in sorted((ROOT / folder).glob("*.py"))),
 ]
 

@@ -6,16 +6,16 @@ import numpy as np
 import optax
 import pytest
 
-import losses
-from configs.default import get_config
-from infra import sharding
-from models.denoiser import get_denoise_fn, get_loss_weight, get_wiener
-from operators.conjugate_gradient import conjugate_gradient
-from operators.masks import get_masks
-from operators.measurement import Measurement
-from operators.transform import get_transform, normal
-from sde_lib import get_schedule
-from tests.toy_data import column_masks, phantom, smooth_coils
+from msm import losses
+from msm.configs.default import get_config
+from msm.infra import sharding
+from msm.models.denoiser import get_denoise_fn, get_loss_weight, get_wiener
+from msm.operators.conjugate_gradient import conjugate_gradient
+from msm.operators.masks import get_masks
+from msm.operators.measurement import Measurement
+from msm.operators.transform import get_transform, normal
+from msm.sde_lib import get_schedule
+from tests.helpers.toy_data import column_masks, phantom, smooth_coils
 
 SIZE = 16
 

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import losses
-from models.denoiser import Denoised, get_denoise_fn, get_loss_weight, per_example
-from operators.masks import get_masks
-from operators.measurement import Measurement
-from operators.transform import get_transform
-from sde_lib import get_schedule
+from msm import losses
+from msm.models.denoiser import Denoised, get_denoise_fn, get_loss_weight, per_example
+from msm.operators.masks import get_masks
+from msm.operators.measurement import Measurement
+from msm.operators.transform import get_transform
+from msm.sde_lib import get_schedule
 from tests.test_losses import PARAMS, SIZE, linear_net, parts, toy_config, toy_measurement
 
 VARIANCE, RHO, BATCH, COILS = 0.5, 0.3, 64, 2

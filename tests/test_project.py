@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from infra.config_check import find_problems
+from msm.configs.rules.check import find_problems
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 NOT_OURS = {".git", ".venv", "store", "workdir", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis"}
 
 
@@ -199,6 +199,6 @@ def leaf_configs() -> list[Path]:
 @pytest.mark.parametrize("path", leaf_configs(), ids=name_of)
 @pytest.mark.parametrize("variant", ["", "smoke"])
 def test_config_loads_and_passes_the_check(path, variant):
-    module = importlib.import_module(f"configs.{path.stem}")
+    module = importlib.import_module(f"msm.configs.{path.stem}")
     config = module.get_config(*([variant] if variant else []))
     assert find_problems(config) == []

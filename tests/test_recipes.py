@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from builders import brain, simulate
-from configs.default import get_config
-from datasets import get_train_iterator, load_measurements
-from infra.config_check import find_problems
-from models.init import init_params
-from models.registry import MODELS, get_model
-from operators import transform as transforms
-from operators.acquisition import Acquisition
-from operators.transform import TRANSFORMS
-from solvers.registry import SOLVERS
-from tests.toy_data import acquisition
-
-ROOT = Path(__file__).resolve().parent.parent
+from msm.builders.demo import heads as brain
+from msm.builders.demo import simulate
+from msm.configs.default import get_config
+from msm.configs.rules.check import find_problems
+from msm.datasets import get_train_iterator, load_measurements
+from msm.models.init import init_params
+from msm.models.registry import MODELS, get_model
+from msm.operators import transform as transforms
+from msm.operators.acquisition import Acquisition
+from msm.operators.transform import TRANSFORMS
+from msm.solvers.registry import SOLVERS
+from tests.helpers.paths import ROOT
+from tests.helpers.toy_data import acquisition
 
 
 def recipe(name: str) -> str:

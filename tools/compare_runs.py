@@ -10,18 +10,15 @@ first folder on the same slices, with its standard error: it tells small differe
 import csv
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import evaluation
-from infra import command_line
-from infra.errors import UserError
-from registry import nearest
+from msm.evaluation import summary as evaluation
+from msm.infra import command_line
+from msm.infra.errors import UserError
+from msm.infra.registry import nearest
 
 FLAGS = flags.FLAGS
 OF_A_RUN = (

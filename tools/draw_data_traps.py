@@ -6,7 +6,6 @@ One PNG per trap: centring, oversampling, crop, normalisation, orientation. The 
 """
 
 import io
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,11 @@ from absl import flags
 from matplotlib.figure import Figure
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from builders import kspace as steps
-from builders.brain import SOURCE
-from builders.simulate import fft2c, ifft2c
-from infra import command_line
-from infra.atomic import atomic_write_bytes
+from msm.builders.demo.heads import SOURCE
+from msm.builders.demo.simulate import fft2c, ifft2c
+from msm.builders.scans import steps
+from msm.infra import command_line
+from msm.infra.atomic import atomic_write_bytes
 
 _OUT = flags.DEFINE_string("out", "docs/figures", "Folder of the pictures.")
 

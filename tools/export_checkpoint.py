@@ -4,17 +4,14 @@ python tools/export_checkpoint.py --config=configs/brain64_msm.py --workdir=work
 """
 
 import os
-import sys
-from pathlib import Path
 
 from absl import flags, logging
 from ml_collections import config_flags
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import run_lib
-from infra import checkpoints, command_line, config_check, workdir
-from infra.atomic import atomic_write_json
+from msm import run_lib
+from msm.configs.rules import check as config_check
+from msm.infra import checkpoints, command_line, workdir
+from msm.infra.atomic import atomic_write_json
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The run's config.")

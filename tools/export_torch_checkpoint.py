@@ -6,18 +6,16 @@ Their code loads the file as it is, and so does torch.load("model.pt", weights_o
 'eps' and 'adjoint' and the schedule 'ddpm'; a network trained otherwise is exported all the same, with a warning.
 """
 
-import sys
 from pathlib import Path
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import run_lib
-from infra import checkpoints, command_line, config_check, workdir
-from infra.errors import UserError
-from models.torch_import import params_to_state_dict, write_state_dict
+from msm import run_lib
+from msm.configs.rules import check as config_check
+from msm.exchange.torch_import import params_to_state_dict, write_state_dict
+from msm.infra import checkpoints, command_line, workdir
+from msm.infra.errors import UserError
 
 FLAGS = flags.FLAGS
 THEIRS = {"denoiser.parametrization": "eps", "denoiser.sandwich": "adjoint", "schedule.name": "ddpm"}

@@ -4,24 +4,23 @@
       --config=configs/brats240_ve.py --workdir=workdir/published
   python main.py --config=configs/brats240_ve.py --workdir=workdir/published --mode=eval
 
-Every name and shape of the file is compared with the config's network; models/flax_import.py lists the names. What they
-cannot tell is up to the config: the noise levels, whether images are centred, the scale of sums and outputs.
+Every name and shape of the file is compared with the config's network; exchange/flax_import.py lists the names. What
+they cannot tell is up to the config: the noise levels, whether images are centred, the scale of sums and outputs.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import run_lib
-from infra import command_line, config_check, imported
-from infra.errors import UserError
-from models.flax_import import flax_to_params, read_flax_checkpoint
-from models.ncsnpp import NCSNpp
+from msm import run_lib
+from msm.configs.rules import check as config_check
+from msm.exchange import imported
+from msm.exchange.flax_import import flax_to_params, read_flax_checkpoint
+from msm.infra import command_line
+from msm.infra.errors import UserError
+from msm.models.ncsnpp import NCSNpp
 
 FLAGS = flags.FLAGS
 

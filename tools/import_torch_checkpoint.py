@@ -11,19 +11,18 @@ average. Files that hold several, under names like model and ema, need --key.
 """
 
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import run_lib
-from infra import command_line, config_check, imported
-from infra.errors import UserError
-from models.torch_import import drop_variances, read_state_dict, state_dict_to_params
+from msm import run_lib
+from msm.configs.rules import check as config_check
+from msm.exchange import imported
+from msm.exchange.torch_import import drop_variances, read_state_dict, state_dict_to_params
+from msm.infra import command_line
+from msm.infra.errors import UserError
 
 FLAGS = flags.FLAGS
 

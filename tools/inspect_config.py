@@ -8,14 +8,11 @@ Nothing is compiled or executed: shapes come from tracing, FLOPs from the traced
 
 import dataclasses
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ["JAX_PLATFORMS"] = (
     "cpu"  # the cost analysis of a traced program exists for this backend, and needs no device
 )
@@ -26,11 +23,12 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from jax.extend.core import Literal
 
-from infra import command_line, config_check
-from models.init import param_shapes
-from models.levels import level_sizes
-from models.registry import get_model
-from operators.transform import get_transform
+from msm.configs.rules import check as config_check
+from msm.infra import command_line
+from msm.models.init import param_shapes
+from msm.models.levels import level_sizes
+from msm.models.registry import get_model
+from msm.operators.transform import get_transform
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py or configs/NAME.py:VARIANT.")
 _BATCH = flags.DEFINE_integer("batch_size", 0, "Images per device; 0: the config's training.batch_size.", lower_bound=0)

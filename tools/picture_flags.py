@@ -6,10 +6,10 @@ from typing import Any
 
 from absl import flags
 
-from builders.folder import Division
-from builders.images import SPLITS, Images, PictureSet, Settings
-from builders.store import noise_std, prepare_store
-from infra.errors import UserError
+from msm.builders.pictures.folder import Division
+from msm.builders.pictures.store import SPLITS, Images, PictureSet, Settings
+from msm.builders.store import noise_std, prepare_store
+from msm.infra.errors import UserError
 
 _OUT = flags.DEFINE_string("out", None, "Folder of the store.", required=True)
 _SIZE = flags.DEFINE_integer("size", 64, "Rows and columns of the images.")

@@ -10,19 +10,17 @@ unless --drop says so. A complete store of the same settings is left alone, a da
 """
 
 import os
-import sys
 from pathlib import Path
 
 from absl import flags
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only masks are drawn with JAX: leave accelerators to the training
 
-from builders.ct import Lungs, Scans
-from builders.images import PictureSet
-from infra import command_line
-from infra.errors import UserError
-from tools import picture_flags
+from msm.builders.ct.store import Lungs, Scans
+from msm.builders.pictures.store import PictureSet
+from msm.infra import command_line
+from msm.infra.errors import UserError
+from msm.tools import picture_flags
 
 _FOLDER = flags.DEFINE_string("folder", None, "Take the CT volumes of this folder, a patient per entry.")
 _LUNGS = flags.DEFINE_bool("lungs", False, "Take the two patients of data/lungs_128.npz: the demo.")
@@ -46,5 +44,10 @@ def main(_: list[str]) -> None:
     picture_flags.make(_pictures())
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """The console command."""
     command_line.start(main)
+
+
+if __name__ == "__main__":
+    start()

@@ -8,18 +8,16 @@ A complete store of the same settings is left alone, a damaged one made again. S
 """
 
 import os
-import sys
 import time
 from pathlib import Path
 
 from absl import flags
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only masks are drawn with JAX: leave accelerators to the training
 
-from builders.brain import Brains, default_settings
-from builders.store import prepare_store
-from infra import command_line
+from msm.builders.demo.heads import Brains, default_settings
+from msm.builders.store import prepare_store
+from msm.infra import command_line
 
 _OUT = flags.DEFINE_string("out", None, "Folder of the store.", required=True)
 _SIZE = flags.DEFINE_integer("size", 64, "Rows and columns of the images: even, 16 to 128.")

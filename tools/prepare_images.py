@@ -11,20 +11,18 @@ store of the same settings is left alone, a damaged one made again. See docs/dat
 """
 
 import os
-import sys
 from pathlib import Path
 
 from absl import flags, logging
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only masks are drawn with JAX: leave accelerators to the training
 
-from builders.folder import Folder
-from builders.images import PictureSet
-from builders.photos import Photos
-from infra import command_line
-from infra.errors import UserError
-from tools import picture_flags
+from msm.builders.demo.photos import Photos
+from msm.builders.pictures.folder import Folder
+from msm.builders.pictures.store import PictureSet
+from msm.infra import command_line
+from msm.infra.errors import UserError
+from msm.tools import picture_flags
 
 _FOLDER = flags.DEFINE_string("folder", None, "Take every PNG and JPEG of this folder and those below.")
 _PHOTOS = flags.DEFINE_bool("photos", False, "Take patches of photographs that come with scikit-image: the demo.")
@@ -45,5 +43,10 @@ def main(_: list[str]) -> None:
     picture_flags.make(_pictures())
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """The console command."""
     command_line.start(main)
+
+
+if __name__ == "__main__":
+    start()

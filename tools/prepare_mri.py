@@ -22,16 +22,15 @@ from pathlib import Path
 
 from absl import flags, logging
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # coil maps of small matrices: set it to gpu for large ones
 
-from builders.scan import Options
-from builders.scan_files import SUBJECT_RULES, read_patterns, read_table
-from builders.scans import RawScans
-from builders.store import config_flags, prepare_store
-from infra import command_line
-from infra.raw_readers import RAW_READERS, read_raw
-from operators.masks import MASKS
+from msm.builders.raw import RAW_READERS, read_raw
+from msm.builders.scans.scan import Options
+from msm.builders.scans.store import RawScans
+from msm.builders.scans.subjects import SUBJECT_RULES, read_patterns, read_table
+from msm.builders.store import config_flags, prepare_store
+from msm.infra import command_line
+from msm.operators.masks import MASKS
 
 SOME_LEFT_OUT = 3  # exit status: the store is complete but for files that could not be used
 
@@ -127,5 +126,10 @@ def main(_: list[str]) -> None:
         sys.exit(SOME_LEFT_OUT)
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """The console command."""
     command_line.start(main)
+
+
+if __name__ == "__main__":
+    start()

@@ -19,9 +19,7 @@ from pathlib import Path
 
 from absl import flags, logging
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from infra import command_line
+from msm.infra import command_line
 
 _RAW = flags.DEFINE_string("raw", None, "The raw file.", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a workdir, or of pretrained/.", required=True)
@@ -44,10 +42,11 @@ _CACHE = flags.DEFINE_string(
 
 
 def main(_: list[str]) -> None:
-    from builders.scan import Options
-    from infra import image_files, single_scan
-    from infra.raw_readers import read_raw
-    from infra.workdir import config_of
+    from msm.builders.raw import read_raw
+    from msm.builders.scans.scan import Options
+    from msm.infra.workdir import config_of
+    from msm.modes import reconstruct as single_scan
+    from msm.reports import volumes as image_files
 
     logging.set_verbosity(logging.WARNING)
     image_files.check_formats(_FORMATS.value)
@@ -69,5 +68,10 @@ def main(_: list[str]) -> None:
         image_files.WRITERS[written](Path(_OUT.value or "") / "images", volume)
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """The console command."""
     command_line.start(main)
+
+
+if __name__ == "__main__":
+    start()

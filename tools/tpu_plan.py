@@ -12,7 +12,6 @@ import dataclasses
 import json
 import os
 import resource
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,12 +21,13 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ["JAX_PLATFORMS"] = "cpu"  # the TPUs are described, not used
 
-from infra import ahead, command_line, config_check, programs
-from infra.ahead import GIB, Cost, TooLarge, Topology
-from infra.errors import UserError
+from msm.configs.rules import check as config_check
+from msm.infra import command_line
+from msm.infra.errors import UserError
+from msm.planning import ahead, programs
+from msm.planning.ahead import GIB, Cost, TooLarge, Topology
 
 FLAGS = flags.FLAGS
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.default import get_config
-from models.init import param_shapes
-from models.registry import get_model
-from models.torch_import import read_state_dict, state_dict_to_params
+from msm.configs.default import get_config
+from msm.exchange.torch_import import read_state_dict, state_dict_to_params
+from msm.models.init import param_shapes
+from msm.models.registry import get_model
 
 
 def golden_files(pattern: str) -> list:

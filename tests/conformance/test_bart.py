@@ -8,13 +8,15 @@ import jax
 import numpy as np
 import pytest
 
-from configs.default import get_config
-from operators.acquisition import Acquisition
-from operators.fourier import fft2c
-from operators.transform import TRANSFORMS
-from solvers import cg_sense, l1_wavelet, tv  # noqa: F401  (they register themselves)
-from solvers.registry import SOLVERS
-from tests.toy_data import acquisition
+from msm.configs.default import get_config
+from msm.operators.acquisition import Acquisition
+from msm.operators.fourier import fft2c
+from msm.operators.transform import TRANSFORMS
+from msm.solvers import (
+    tv,  # noqa: F401  (they register themselves)
+)
+from msm.solvers.registry import SOLVERS
+from tests.helpers.toy_data import acquisition
 
 pytestmark = pytest.mark.skipif(shutil.which("bart") is None, reason="the program `bart` is not installed")
 

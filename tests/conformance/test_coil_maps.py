@@ -7,15 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from configs.default import get_config
-from operators.acquisition import Acquisition
-from operators.coils import get_coil_maps
-from operators.measurement import Measurement
-from operators.transform import TRANSFORMS
-from solvers import cg_sense  # noqa: F401  (it registers itself)
-from solvers.registry import SOLVERS
-from tests.brain_scans import brain_scans
+from msm.configs.default import get_config
+from msm.operators.acquisition import Acquisition
+from msm.operators.coils import get_coil_maps
+from msm.operators.measurement import Measurement
+from msm.operators.transform import TRANSFORMS
+from msm.solvers import cg_sense  # noqa: F401  (it registers itself)
+from msm.solvers.registry import SOLVERS
 from tests.conformance.test_bart import bart, psnr
+from tests.helpers.brain_scans import brain_scans
 
 needs_bart = pytest.mark.skipif(shutil.which("bart") is None, reason="the program `bart` is not installed")
 

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from losses import msm_loss
-from models.denoiser import get_denoise_fn, get_loss_weight
-from operators.transform import get_transform
-from sde_lib import get_schedule
+from msm.losses import msm_loss
+from msm.models.denoiser import get_denoise_fn, get_loss_weight
+from msm.operators.transform import get_transform
+from msm.sde_lib import get_schedule
 from tests.conformance.golden import golden_files, load_network, reference_config
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from models.lpips import get_distance_fn
-from models.lpips_weights import package_folder, read_weights
+from msm.evaluation.lpips import get_distance_fn
+from msm.evaluation.lpips_weights import package_folder, read_weights
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-import run_lib
-from builders.ct import Lungs
-from builders.images import Images, Settings
-from builders.store import prepare_store
-from configs import lung64_ct
+from msm import run_lib
+from msm.builders.ct.store import Lungs
+from msm.builders.pictures.store import Images, Settings
+from msm.builders.store import prepare_store
+from msm.configs import lung64_ct
 
 pytestmark = pytest.mark.usefixtures("compiler")
 

@@ -7,10 +7,9 @@ import pytest
 from skimage.io import imread
 from skimage.metrics import peak_signal_noise_ratio
 
-import datasets
-import run_lib
-from tests.pictures import small_image_config
-from tests.small_runs import quick_compilation
+from msm import datasets, run_lib
+from tests.helpers.pictures import small_image_config
+from tests.helpers.small_runs import quick_compilation
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,14 @@ import pytest
 from skimage.io import imread
 from skimage.metrics import peak_signal_noise_ratio
 
-import run_lib
-from infra.config_check import find_problems
-from losses import get_loss_fn
-from models.init import param_shapes
-from operators.measurement import Measurement
-from tests.checks import hashes
+from msm import run_lib
+from msm.configs.rules.check import find_problems
+from msm.losses import get_loss_fn
+from msm.models.init import param_shapes
+from msm.operators.measurement import Measurement
+from tests.helpers.checks import hashes
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 MODES = ("train", "eval", "tune", "sample")
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # halves the compilation
 
@@ -135,13 +135,13 @@ def test_the_same_command_again_changes_no_result(first, mode):
 
 
 NAMES = sorted({p.stem for p in (ROOT / "configs").glob("*.py")} - {"__init__", "default"})
-EXPERIMENTS = [name for name in NAMES if hasattr(importlib.import_module(f"configs.{name}"), "get_config")]
+EXPERIMENTS = [name for name in NAMES if hasattr(importlib.import_module(f"msm.configs.{name}"), "get_config")]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_config_builds_and_its_loss_has_a_value_per_example(name):
     """By shapes alone: nothing is compiled."""
-    config = importlib.import_module(f"configs.{name}").get_config("smoke")
+    config = importlib.import_module(f"msm.configs.{name}").get_config("smoke")
     assert find_problems(config) == []
     experiment = run_lib.build(config)
     height, width, channels = experiment.image_shape

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from builders.store import config_flags
+from msm.builders.store import config_flags
 from tests.e2e.test_main import ENVIRONMENT, ROOT
-from tests.raw_files import raw_head, write_bart, write_fastmri
+from tests.helpers.raw_files import raw_head, write_bart, write_fastmri
 
 SIZE = 32
 

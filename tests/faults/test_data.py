@@ -9,13 +9,12 @@ import grain
 import numpy as np
 import pytest
 
-import datasets
-import run_lib
-from builders.brain import BrainAcquisitions, Brains, default_settings
-from builders.store import prepare_store
-from tests.checkpoint_runs import steps
-from tests.checks import hashes, message_of
-from tests.small_runs import quick_compilation, saved_state, small_config
+from msm import datasets, run_lib
+from msm.builders.demo.heads import BrainAcquisitions, Brains, default_settings
+from msm.builders.store import prepare_store
+from tests.helpers.checkpoint_runs import steps
+from tests.helpers.checks import hashes, message_of
+from tests.helpers.small_runs import quick_compilation, saved_state, small_config
 
 
 @pytest.fixture

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-import run_lib
-from infra import rounds, study
-from infra.checkpoints import export_params
-from infra.errors import DISK_ERRORS, UserError
-from infra.workdir import open_workdir
-from infra.writers import MetricWriter
-from models.init import init_params
-from tests import tiny_model
-from tests.checks import hashes, message_of
-from tests.small_runs import quick_compilation, saved_state, small_config
+from msm import run_lib
+from msm.infra import rounds
+from msm.infra.checkpoints import export_params
+from msm.infra.errors import DISK_ERRORS, UserError
+from msm.infra.workdir import open_workdir
+from msm.infra.writers import MetricWriter
+from msm.models.init import init_params
+from msm.modes import tune as study
+from tests.helpers import tiny_model
+from tests.helpers.checks import hashes, message_of
+from tests.helpers.small_runs import quick_compilation, saved_state, small_config
 
 MEGABYTE = 2**20
 

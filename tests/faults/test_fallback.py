@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-import run_lib
-from tests import tiny_model
-from tests.checkpoint_runs import largest_file
-from tests.checks import hashes, message_of
-from tests.small_runs import quick_compilation, saved_state
+from msm import run_lib
+from tests.helpers import tiny_model
+from tests.helpers.checkpoint_runs import largest_file
+from tests.helpers.checks import hashes, message_of
+from tests.helpers.small_runs import quick_compilation, saved_state
 
 HARM = {
     "truncated": lambda folder: os.truncate(largest_file(folder / "state"), 100),

@@ -1,6 +1,6 @@
 """Training that is really killed, again and again: it ends with what an uninterrupted run ends with, bit for bit.
 
-Every process runs main.py from its first line; what is imported they share, see tests/processes.py.
+Every process runs main.py from its first line; what is imported they share, see tests/helpers/processes.py.
 """
 
 import json
@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import tiny_model
-from tests.checkpoint_runs import steps
-from tests.checks import hashes
-from tests.processes import Process
-from tests.small_runs import assert_same_run, quick_compilation, small_config
+from tests.helpers import tiny_model
+from tests.helpers.checkpoint_runs import steps
+from tests.helpers.checks import hashes
+from tests.helpers.processes import Process
+from tests.helpers.small_runs import assert_same_run, quick_compilation, small_config
 
 # When SIGKILL comes: soon after a step is recorded, while a checkpoint is written, or at any moment of the start.
 MOMENTS = ("step", "checkpoint", "step", "checkpoint", "start", "checkpoint", "step", "start", "checkpoint", "step")

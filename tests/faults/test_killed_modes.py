@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-import run_lib
-from infra.checkpoints import export_params
-from models.init import init_params
-from tests import tiny_model
-from tests.checks import hashes
-from tests.processes import Process
-from tests.small_runs import quick_compilation, small_config
+from msm import run_lib
+from msm.infra.checkpoints import export_params
+from msm.models.init import init_params
+from tests.helpers import tiny_model
+from tests.helpers.checks import hashes
+from tests.helpers.processes import Process
+from tests.helpers.small_runs import quick_compilation, small_config
 
 UNITS = 6  # rounds, or trials
 SETTINGS = {

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.checks import hashes
-from tests.processes import Process
-from tests.test_prepare_mri import write_full
+from tests.builders.test_prepare_mri import write_full
+from tests.helpers.checks import hashes
+from tests.helpers.processes import Process
 
 FILES = 6
 

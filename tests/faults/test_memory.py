@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks.host_input import MIB, memory_over_steps, resident_mib, toy_step
-from tests.small_runs import small_config
+from msm.benchmarks.host_input import MIB, memory_over_steps, resident_mib, toy_step
+from tests.helpers.small_runs import small_config
 
 STEPS = 600
 

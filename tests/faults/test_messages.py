@@ -1,6 +1,6 @@
 """What users get wrong, with the exact answer: what is wrong, where, how to mend it, before anything is compiled.
 
-Every command runs its program from the first line in a process of its own (tests/processes.py), must end with status
+Every command runs its program from the first line in a process of its own (helpers/processes.py), must end with status
 2, print nothing else, and write nothing. TOY is the demo's config on a small store, SMOKE the same without it, RUN a
 workdir that does not exist, {at} a folder made by `world`, {store} a small store.
 """
@@ -15,15 +15,14 @@ from pathlib import Path
 
 import pytest
 
-import datasets
-import run_lib
-from infra.checkpoints import export_params
-from infra.workdir import open_workdir
-from models.init import init_params
-from tests.checks import hashes
-from tests.pictures import make_store, write_pictures
-from tests.processes import ROOT, Process
-from tests.small_runs import small_config
+from msm import datasets, run_lib
+from msm.infra.checkpoints import export_params
+from msm.infra.workdir import open_workdir
+from msm.models.init import init_params
+from tests.helpers.checks import hashes
+from tests.helpers.pictures import make_store, write_pictures
+from tests.helpers.processes import ROOT, Process
+from tests.helpers.small_runs import small_config
 
 SHORT = {
     "SMOKE": "--config=configs/brain64_msm.py:smoke",

@@ -6,19 +6,20 @@ from pathlib import Path
 import jax
 import pytest
 
-import run_lib
-from builders.scan_files import read_patterns
-from infra import command_line, config_check
-from infra.checkpoints import export_params
-from infra.extractor import load_features
-from infra.image_files import check_formats
-from infra.workdir import open_workdir
-from models.init import init_params
-from tests import tiny_model
-from tests.checks import hashes, message_of
-from tests.processes import Process
-from tests.small_runs import small_config
-from tools.compare_runs import read_rows
+from msm import run_lib
+from msm.builders.scans.subjects import read_patterns
+from msm.configs.rules import check as config_check
+from msm.evaluation.extractor import load_features
+from msm.infra import command_line
+from msm.infra.checkpoints import export_params
+from msm.infra.workdir import open_workdir
+from msm.models.init import init_params
+from msm.reports.volumes import check_formats
+from msm.tools.compare_runs import read_rows
+from tests.helpers import tiny_model
+from tests.helpers.checks import hashes, message_of
+from tests.helpers.processes import Process
+from tests.helpers.small_runs import small_config
 
 
 @pytest.fixture

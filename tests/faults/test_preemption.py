@@ -9,14 +9,15 @@ import threading
 import numpy as np
 import pytest
 
-import run_lib
-from infra import preemption, reconstruction
-from infra.checkpoints import export_params
-from infra.errors import Stopped
-from models.init import init_params
-from tests.checkpoint_runs import script, steps
-from tests.checks import hashes
-from tests.small_runs import assert_same_run, small_config
+from msm import run_lib
+from msm.infra import preemption
+from msm.infra.checkpoints import export_params
+from msm.infra.errors import Stopped
+from msm.models.init import init_params
+from msm.modes import reconstruction
+from tests.helpers.checkpoint_runs import script, steps
+from tests.helpers.checks import hashes
+from tests.helpers.small_runs import assert_same_run, small_config
 
 pytestmark = pytest.mark.usefixtures("compiler")
 

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-import run_lib
-from infra.workdir import open_workdir
-from tests.checks import hashes, message_of
-from tests.small_runs import quick_compilation, saved_state, small_config
+from msm import run_lib
+from msm.infra.workdir import open_workdir
+from tests.helpers.checks import hashes, message_of
+from tests.helpers.small_runs import quick_compilation, saved_state, small_config
 
 
 class Ended(Exception):

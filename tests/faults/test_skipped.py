@@ -9,14 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-import losses
-import run_lib
-from configs.default import get_config
-from infra import sharding
-from infra.errors import UserError
-from infra.tally import Tally
-from tests.checks import message_of
-from tests.small_runs import saved_state, small_config
+from msm import losses, run_lib
+from msm.configs.default import get_config
+from msm.infra import sharding
+from msm.infra.errors import UserError
+from msm.infra.tally import Tally
+from tests.helpers.checks import message_of
+from tests.helpers.small_runs import saved_state, small_config
 
 PARAMS = {"w": np.float32([0.5, -2.0]), "b": np.float32(0.25)}  # numpy: never donated
 BATCHES = np.float32([[1, 2], [3, -1], [0.5, 0.25], [2, 2]])

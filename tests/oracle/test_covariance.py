@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from operators.masks import EquispacedCartesian, RandomBoxes
-from operators.transform import Identity
-from sampling import SamplerSettings
+from msm.operators.masks import EquispacedCartesian, RandomBoxes
+from msm.operators.transform import Identity
+from msm.sampling import SamplerSettings
 from tests.oracle.theory import (
     aggregates,
     boxes_toy,

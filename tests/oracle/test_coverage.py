@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from operators.masks import RandomBoxes, RandomCartesian, mask_sequence
+from msm.operators.masks import RandomBoxes, RandomCartesian, mask_sequence
 
 DRAWS, MOST = 512, 4
 

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from losses import example_keys
-from models.denoiser import Denoised
-from operators.masks import get_masks
-from operators.transform import get_transform
-from sampling import SamplerSettings, fresh_share, get_sampler, reverse_step
-from sde_lib import get_schedule
+from msm.losses import example_keys
+from msm.models.denoiser import Denoised
+from msm.operators.masks import get_masks
+from msm.operators.transform import get_transform
+from msm.sampling import SamplerSettings, fresh_share, get_sampler, reverse_step
+from msm.sde_lib import get_schedule
 from tests.test_losses import SIZE, toy_config
 
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sampling import SamplerSettings
+from msm.sampling import SamplerSettings
 from tests.oracle.theory import (
     ListedMasks,
     Toy,

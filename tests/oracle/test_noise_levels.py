@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.denoiser import Denoised
-from operators.transform import TRANSFORMS
-from sampling import SamplerSettings
+from msm.models.denoiser import Denoised
+from msm.operators.transform import TRANSFORMS
+from msm.sampling import SamplerSettings
 from tests.oracle.theory import coils_toy, draw, fresh_noise, level_sigmas, lines_toy, recording, toy_schedule
 
 LEVELS, NUMBER = 5, 1024

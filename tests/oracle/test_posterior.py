@@ -19,14 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.default import get_config
-from models.denoiser import Denoised
-from operators.acquisition import Acquisition
-from operators.masks import get_masks
-from operators.measurement import Measurement
-from operators.transform import Identity, MultiCoilFourier
-from sde_lib import get_schedule
-from solvers import get_solver
+from msm.configs.default import get_config
+from msm.models.denoiser import Denoised
+from msm.operators.acquisition import Acquisition
+from msm.operators.masks import get_masks
+from msm.operators.measurement import Measurement
+from msm.operators.transform import Identity, MultiCoilFourier
+from msm.sde_lib import get_schedule
+from msm.solvers import get_solver
 from tests.oracle.theory import (
     boxes_toy,
     coils_toy,

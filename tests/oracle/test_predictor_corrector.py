@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from operators.transform import Identity
-from predictor_corrector import CORRECTORS, Level, PCSettings, get_pc_sampler, network_calls
-from sde_lib import forward_sde
+from msm.operators.transform import Identity
+from msm.predictor_corrector import CORRECTORS, Level, PCSettings, get_pc_sampler, network_calls
+from msm.sde_lib import forward_sde
 from tests.oracle.theory import distance, stationary, toy_schedule
 
 PIXELS = 6

@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from operators.acquisition import Acquisition
-from operators.ct import ParallelBeam
-from operators.pixel import Downsample
-from predictor_corrector import PCSettings, network_calls
-from sde_lib import get_schedule
-from solvers import get_solver
+from msm.operators.acquisition import Acquisition
+from msm.operators.ct import ParallelBeam
+from msm.operators.pixel import Downsample
+from msm.predictor_corrector import PCSettings, network_calls
+from msm.sde_lib import get_schedule
+from msm.solvers import get_solver
+from tests.helpers.toy_data import acquisition
 from tests.oracle.test_posterior import LOUD, QUIET, acquire, exact_posterior, linear_parts, posterior_config, solve
 from tests.oracle.theory import boxes_toy, coils_toy, get_exact_denoiser, level_sigmas, toy_schedule, whole
-from tests.toy_data import acquisition
 
 SOLVERS = ("projection", "langevin_projection", "baseline", "langevin")
 

@@ -21,14 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
 
-from configs.default import get_config
-from losses import example_keys
-from models.denoiser import Denoised
-from operators.masks import EquispacedCartesian, MaskDistribution
-from operators.transform import TRANSFORMS
-from sampling import SamplerSettings, get_sampler
-from sde_lib import get_schedule
-from tests.toy_data import fourier
+from msm.configs.default import get_config
+from msm.losses import example_keys
+from msm.models.denoiser import Denoised
+from msm.operators.masks import EquispacedCartesian, MaskDistribution
+from msm.operators.transform import TRANSFORMS
+from msm.sampling import SamplerSettings, get_sampler
+from msm.sde_lib import get_schedule
+from tests.helpers.toy_data import fourier
 
 # Programs that draw 10^5 samples are worth optimising, which tests/conftest.py turns off.
 OPTIMISED = {"xla_backend_optimization_level": 2, "xla_llvm_disable_expensive_passes": False}

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from configs import brain64_msm
-from tests import tiny_model
+from msm.configs import brain64_msm
+from tests.helpers import tiny_model
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 NUM_STEPS = 8
 SETTINGS = {
     **tiny_model.SETTINGS,

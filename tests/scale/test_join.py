@@ -8,8 +8,8 @@ import sys
 import jax
 import pytest
 
-from infra import processes
-from tests.checks import message_of
+from msm.infra import processes
+from tests.helpers.checks import message_of
 from tests.scale.runs import ROOT, free_port
 
 ADDRESS = "10.0.0.1:8476"

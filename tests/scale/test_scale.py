@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import datasets
-from builders.brain import Brains, default_settings
-from builders.store import prepare_store
-from tests import tiny_model
-from tests.checkpoint_runs import steps
+from msm import datasets
+from msm.builders.demo.heads import Brains, default_settings
+from msm.builders.store import prepare_store
+from tests.helpers import tiny_model
+from tests.helpers.checkpoint_runs import steps
+from tests.helpers.small_runs import saved_state
 from tests.scale.runs import NUM_STEPS, SETTINGS, finish, free_port, get_config, notes, start
-from tests.small_runs import saved_state
 
 MODES = ("train", "eval", "sample", "tune")
 LAYOUTS = ("four", "eight", "pod")

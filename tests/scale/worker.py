@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from infra import processes
+from msm.infra import processes
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 COLLECTIVES = r"\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-[a-z]+)(?:-start)?\("
@@ -46,7 +46,7 @@ class Notes:
             self.now["writes"].append(os.path.relpath(path, self.workdirs))
 
     def watch_reading(self) -> None:
-        import datasets
+        from msm import datasets
 
         for name, kind in (("acquisitions", datasets.Acquisitions), ("references", datasets.References)):
 
@@ -58,7 +58,7 @@ class Notes:
             kind.batch = noted
 
     def watch_compilation(self) -> None:
-        from infra import sharding
+        from msm.infra import sharding
 
         for name in ("data_parallel_step", "data_parallel_solve"):
             make = getattr(sharding, name)
@@ -87,7 +87,7 @@ class Noted:
 
 def stop_after(step: int) -> None:
     """Has this process sent SIGTERM in the given step; with several processes it then takes its time."""
-    from infra import sharding
+    from msm.infra import sharding
 
     shard_batch, count = sharding.shard_batch, []
 
@@ -104,7 +104,9 @@ def stop_after(step: int) -> None:
 
 def draw_nothing() -> None:
     """Pages and pictures take longer than all else here, and know nothing of devices: the pod's are enough."""
-    from infra import figures, report, sample_report
+    from msm.reports import evaluation_page as report
+    from msm.reports import figures
+    from msm.reports import samples_page as sample_report
 
     report.write_report = sample_report.write_report = lambda *_: None
     figures.tuning_history = figures.tuning_slices = lambda *_: b""
@@ -112,8 +114,8 @@ def draw_nothing() -> None:
 
 def run_command(job: dict, index: int, notes: Notes) -> None:
     """main.py itself with the flags of a pod; the last process is told to stop."""
-    import main
-    from tests import tiny_model
+    from msm import main
+    from tests.helpers import tiny_model
 
     tiny_model.register()
     sys.argv = [*job["command"], f"--process_id={index}"]  # which settings are overridden is read from here
@@ -131,10 +133,10 @@ def run_tasks(job: dict, index: int, notes: Notes) -> None:
     """The modes, one after the other; a task may have settings and a number of devices of its own."""
     processes.LEAVE_TIMEOUT_S = 3
     processes.join(*((job["coordinator"], job["count"], index) if job["count"] > 1 else ("", None, None)), timeout=120)
-    import run_lib
-    from infra import sharding
-    from infra.errors import Stopped, UserError
-    from tests import tiny_model
+    from msm import run_lib
+    from msm.infra import sharding
+    from msm.infra.errors import Stopped, UserError
+    from tests.helpers import tiny_model
     from tests.scale.runs import get_config
 
     tiny_model.register()

@@ -1,0 +1,1 @@
+"""Measurement score-based diffusion models: train on incomplete measurements, reconstruct new ones, draw images."""

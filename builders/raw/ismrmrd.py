@@ -1,0 +1,124 @@
+"""ISMRMRD raw data (HDF5): a header and one record per acquired line, the format that scanners are converted to.
+
+Layout: group `dataset` with `xml`, one text, and `data`, records of `head` (counters, flags), `traj` and
+`data` (coils x samples, real and imaginary parts in turn, float32). See ismrmrd.github.io. h5py reads it as it stands.
+"""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from msm.builders.raw.ismrmrd_header import Header, parse_header
+from msm.builders.raw.volume import RAW_READERS, RawVolume, raw_volume, without_oversampling
+from msm.infra.errors import UserError
+
+_NOISE, _CALIBRATION, _REVERSE = 19, 20, 22  # flags, counted from 1
+_NOT_IMAGE = (23, 24, 26, 27, 28, 29, 30, 31)  # navigators, corrections, feedback, dummy scans, stabilization
+_ONE_IMAGE = ("kspace_encode_step_2", "contrast", "phase", "repetition", "set")
+
+
+@RAW_READERS.register("ismrmrd")
+def read_ismrmrd(path: Path) -> RawVolume:
+    """Reads 2-D Cartesian multi-slice data, averages repeated lines, removes the oversampling of the readout.
+
+    Lines flagged as noise become `noise`, with the size that noise has in the lines of the image: it grows with the
+    root of the bandwidth and falls with the root of the number of averages. Lines for calibration alone belong to the
+    image unless the header calls the calibration separate or external; lines of a second encoding never do. Slices must
+    have the same lines. A partial echo keeps its oversampling. Raises UserError for a file of another kind, for 3-D,
+    non-Cartesian or EPI data, for noise of other coils than the image's, and for more than one contrast, phase,
+    repetition or set.
+    """
+    with h5py.File(path) as file:
+        if "dataset" not in (groups := find_groups(file)):
+            if groups:
+                raise UserError(f"{path} has its scan in {', '.join(groups)}; rename one group to 'dataset'")
+            raise UserError(f"{path} has no dataset 'dataset/xml': it is no ISMRMRD file; read it as another format")
+        if "dataset/data" not in file:
+            raise UserError(f"{path} holds a header and no acquisitions (`dataset/data`); export it again")
+        texts, records = np.asarray(file["dataset/xml"]).ravel(), np.asarray(file["dataset/data"])
+    if not texts.size or not {"head", "data"} <= set(records.dtype.names or ()):
+        raise UserError(f"{path} has `dataset` in another layout than ISMRMRD's; export it again")
+    header = parse_header(texts[0], path)
+    heads, data = records["head"], records["data"]
+    image = ~_flagged(heads, _NOISE, *_NOT_IMAGE) & (heads["encoding_space_ref"] == 0)
+    if header.calibration in ("separate", "external", "other"):
+        image &= ~_flagged(heads, _CALIBRATION)
+    _check_sequence(path, header, heads[image])
+    kspace, mask, repeats = _grid(path, header, heads[image], data[image])
+    noise = _noise(path, heads, data, heads[image][0])
+    noise = None if noise is None else noise / np.sqrt(repeats)
+    return without_oversampling(path, raw_volume(path, kspace, mask, noise, header.facts), header)
+
+
+def find_groups(file: h5py.File) -> list[str]:
+    """Names of the groups of an HDF5 file that are laid out as ISMRMRD's: with a header, `xml`."""
+    return [name for name, item in file.items() if isinstance(item, h5py.Group) and "xml" in item]
+
+
+def _flagged(heads: np.ndarray, *flags: int) -> np.ndarray:
+    bits = np.uint64(sum(1 << (flag - 1) for flag in flags))
+    return (heads["flags"] & bits) != 0
+
+
+def _samples(path: Path, head: np.void, values: np.ndarray) -> np.ndarray:
+    """(C,N) complex64 of one record."""
+    coils, count = int(head["active_channels"]), int(head["number_of_samples"])
+    values = np.ascontiguousarray(values, np.float32)
+    if values.size != 2 * coils * count:
+        raise UserError(f"{path}: a record of {coils} coils x {count} samples has {values.size} numbers; copy it again")
+    return values.view(np.complex64).reshape(coils, count)
+
+
+def _noise(path: Path, heads: np.ndarray, data: np.ndarray, image: np.void) -> np.ndarray | None:
+    """(C,N) complex64 as if sampled with the dwell time of the `image`'s head; a time of 0 is taken as equal."""
+    chosen = np.flatnonzero(_flagged(heads, _NOISE))
+    if not chosen.size:
+        return None
+    coils, expected = np.unique(heads["active_channels"][chosen]).tolist(), int(image["active_channels"])
+    if coils != [expected]:
+        found = " and ".join(map(str, coils))
+        raise UserError(f"{path}: its noise scan has {found} coils, the image {expected}; export both with the same")
+    own, dwell = heads["sample_time_us"][chosen[0]], image["sample_time_us"]
+    factor = np.float32(np.sqrt(own / dwell) if min(own, dwell) > 0 else 1)
+    return factor * np.concatenate([_samples(path, heads[i], data[i]) for i in chosen], axis=1)
+
+
+def _check_sequence(path: Path, header: Header, heads: np.ndarray) -> None:
+    if not heads.size:
+        raise UserError(f"{path} holds no image lines; choose another file")
+    if header.trajectory != "cartesian" or header.encoded[2] > 1:
+        kind = f"{header.trajectory} with {header.encoded[2]} partitions"
+        raise UserError(f"{path} is {kind}; only 2-D Cartesian data can be read: grid or slice it first")
+    if _flagged(heads, _REVERSE).any():
+        raise UserError(f"{path} has lines read backwards (EPI), which need a correction first; convert it beforehand")
+    for name in _ONE_IMAGE:
+        found = np.unique(heads["idx"][name])
+        if found.size > 1:
+            raise UserError(f"{path} has {found.size} values of {name!r}; only one can be read: split the file by it")
+
+
+def _grid(path: Path, header: Header, heads: np.ndarray, data: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """(slices,C,H,W) complex64 means over repeats of a line, (H,W) bool: what every slice has, and repeats per entry.
+
+    The last is the harmonic mean, by which the mean noise variance of the entries is smaller.
+    """
+    height, width = header.encoded[:2]
+    slices, place = np.unique(heads["idx"]["slice"], return_inverse=True)
+    coils = int(heads["active_channels"][0])
+    total = np.zeros((slices.size, coils, height, width), np.complex64)
+    count = np.zeros((slices.size, height, width), np.int32)
+    columns = heads["idx"]["kspace_encode_step_1"].astype(int) - header.centre + width // 2
+    for head, values, number, column in zip(heads, data, place, columns, strict=True):
+        line = _samples(path, head, values)
+        kept = slice(int(head["discard_pre"]), line.shape[1] - int(head["discard_post"]))
+        start = height // 2 - int(head["center_sample"]) + kept.start
+        stop = start + kept.stop - kept.start
+        if not (0 <= column < width and 0 <= start < stop <= height and line.shape[0] == coils):
+            found = f"line {head['idx']['kspace_encode_step_1']} of {line.shape[0]} coils, rows {start} to {stop}"
+            raise UserError(f"{path}: {found} does not fit into {coils} coils, {height} x {width}; export it again")
+        total[number, :, start:stop, column] += line[:, kept]
+        count[number, start:stop, column] += 1
+    if ((count > 0) != (count[:1] > 0)).any():
+        raise UserError(f"{path}: the slices have different lines; split the file into files of one mask each")
+    return total / np.maximum(count, 1)[:, None], count[0] > 0, float(1 / np.mean(1 / count[count > 0]))

@@ -1,0 +1,155 @@
+"""What every raw-data reader returns, the table of readers, and what they share."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from msm.builders.raw.ismrmrd_header import Header
+from msm.infra.errors import UserError
+from msm.infra.registry import Registry
+
+MOST_COILS, LEAST_SIDE = 128, 8
+_ZERO = 0.01  # more of the entries being 0 is no chance
+
+
+@dataclasses.dataclass(frozen=True)
+class RawVolume:
+    """One scan as the scanner or an archive hands it over, in the units of the file.
+
+    Attributes:
+      kspace: (slices,C,H,W) complex64, zero frequency at index (H//2, W//2), exactly 0 where `mask` is False; H is the
+        readout, W the phase encoding.
+      mask: bool, (1,1,W) for lines acquired over the full readout, else (1,H,W); the same for all slices.
+      noise: (C,N) complex64 samples of a scan without signal, or None.
+      header: what else the file says: plain numbers and texts by name. The program reads 'patient_id', and 'fov_mm',
+        (rows, columns, slice thickness) of the image of `kspace` in mm.
+      maps: (slices,C,H,W) complex64 coil maps that the file holds, or None.
+    """
+
+    kspace: np.ndarray
+    mask: np.ndarray
+    noise: np.ndarray | None = None
+    header: dict[str, Any] = dataclasses.field(default_factory=dict)
+    maps: np.ndarray | None = None
+
+
+RAW_READERS: Registry[Callable[..., RawVolume]] = Registry("raw-data format")
+
+
+def raw_volume(
+    path: Path,
+    kspace: np.ndarray,
+    mask: np.ndarray | None = None,
+    noise: np.ndarray | None = None,
+    header: dict[str, Any] | None = None,
+    maps: np.ndarray | None = None,
+) -> RawVolume:
+    """Checks what a reader found and makes it a `RawVolume`, whose mask is that of `find_acquired`.
+
+    Args:
+      path: the file, for messages.
+      kspace: (slices,C,H,W) complex, any precision.
+      mask: bool (W,) or (H,W) as the file states it, with any axes of length 1 before, or None.
+      noise, header, maps: see `RawVolume`.
+
+    Raises UserError for k-space that is not finite, 0 throughout or of a shape that no scan has, for a mask or maps of
+    another size, and for slices of different masks.
+    """
+    check_shape(f"{path}:", kspace.shape)
+    with np.errstate(over="ignore"):  # told below
+        kspace = np.asarray(kspace, np.complex64)
+    if not np.isfinite(kspace).all():
+        raise UserError(f"{path}: k-space holds values that are not finite; export it again")
+    height, width = kspace.shape[2:]
+    if mask is not None:
+        stated = np.asarray(mask, bool)
+        ones = next((axis for axis, n in enumerate(stated.shape[:-1]) if n > 1), stated.ndim - 1)
+        mask = stated.reshape(stated.shape[ones:])
+        if mask.shape not in ((width,), (height, width)):
+            raise UserError(f"{path}: the mask has shape {stated.shape}, k-space {height} rows and {width} columns")
+    if maps is not None and (maps.shape != kspace.shape or not np.isfinite(maps).all()):
+        raise UserError(f"{path}: coil maps {maps.shape} must be finite and have the shape of k-space, {kspace.shape}")
+    acquired = find_acquired(path, kspace, mask)
+    return RawVolume(np.where(acquired, kspace, 0), acquired, noise, header or {}, maps)
+
+
+def check_shape(what: str, shape: tuple[int, ...]) -> None:
+    """Raises UserError for a shape (slices,C,H,W) that no scan has: most often the axes are in another order."""
+    slices, coils, height, width = shape
+    if slices < 1 or not 1 <= coils <= MOST_COILS or min(height, width) < LEAST_SIDE:
+        raise UserError(
+            f"{what} {slices} slices, {coils} coils, {height} rows and {width} columns are no scan (1 to {MOST_COILS} "
+            f"coils, {LEAST_SIDE} rows and columns or more): check the order of the axes"
+        )
+
+
+def find_acquired(path: Path, kspace: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """Which entries were acquired: bool (1,1,W) for lines over the full readout, else (1,H,W).
+
+    What was not acquired is exactly 0 in every slice and coil, but so may be a value that was measured, without noise
+    or in integers. So lines (columns) and rows that are 0 throughout were not acquired, whatever the mask says:
+    archives pad k-space with such lines, and partial echoes with such rows. Of the other entries the stated `mask` is
+    believed. Without one they all count as measured, if at most 1 % of them are 0, else only those that are not 0: a
+    2-D mask, or an ellipse that was filled up with zeros.
+
+    A slice that is 0 throughout says nothing. Raises UserError where all are, or where one lacks a line or a row that
+    others have, or, without `mask`, more than 1 % of their entries: then there is no one mask.
+
+    Args:
+      path: the file, for messages.
+      kspace: (slices,C,H,W) complex.
+      mask: bool (W,) or (H,W), or None.
+    """
+    nonzero = np.any(kspace != 0, axis=1)
+    if not nonzero.any():
+        raise UserError(f"{path}: k-space is 0 throughout; choose another file")
+    stated = np.broadcast_to(True if mask is None else mask, kspace.shape[2:])
+    numbers = np.flatnonzero(nonzero.any(axis=(1, 2)))
+    nonzero = nonzero[numbers] & stated
+    found = nonzero.any(axis=0)
+    if not found.any():
+        raise UserError(f"{path}: k-space is 0 throughout where its mask keeps it; check the mask")
+    acquired = found.any(axis=0) & found.any(axis=1, keepdims=True) & stated
+    if mask is None and (acquired & ~found).sum() > _ZERO * acquired.sum():
+        acquired = found
+    for number, entries in zip(numbers, nonzero, strict=True):
+        lacking = (found & ~entries).sum()
+        differs = any((entries.any(axis) != acquired.any(axis)).any() for axis in (0, 1))
+        if differs or (mask is None and lacking > _ZERO * acquired.sum()):
+            raise UserError(
+                f"{path}: the slices have different masks (slice {number} lacks {lacking} of {acquired.sum()} entries "
+                "of the others); split the file into files of one mask each"
+            )
+    return acquired[None, :1] if (acquired == acquired[:1]).all() else acquired[None]
+
+
+def without_oversampling(path: Path, volume: RawVolume, header: Header) -> RawVolume:
+    """Removes the rows of the image outside the reconstruction's field of view; tells that of the rest, 'fov_mm'.
+
+    Where other entries than whole lines are missing, all rows are kept: cropping the image would smear the gaps.
+    """
+    lines = volume.mask.shape[-2] == 1
+    kspace = volume.kspace
+    if lines:
+        kspace = crop_readout(kspace, header.rows_without_oversampling(kspace.shape[2]))
+        check_shape(f"{path}: without the oversampling that its header tells,", kspace.shape)
+    return dataclasses.replace(volume, kspace=kspace, header=volume.header | header.fov(lines))
+
+
+def crop_readout(kspace: np.ndarray, rows: int) -> np.ndarray:
+    """Keeps the `rows` central rows of the image: removes readout oversampling. (...,H,W) -> (...,rows,W) complex64.
+
+    Orthonormal transforms along the readout, so that image values and the noise per entry keep their size. The
+    receiver's filter made the outer rows of an oversampled readout empty; nothing that was encoded is lost.
+    """
+    height = kspace.shape[-2]
+    if rows == height:
+        return kspace
+    start = height // 2 - rows // 2
+    image = np.fft.ifft(np.fft.ifftshift(kspace, axes=-2), axis=-2, norm="ortho")
+    image = np.fft.fftshift(image, axes=-2)[..., start : start + rows, :]
+    cropped = np.fft.fft(np.fft.ifftshift(image, axes=-2), axis=-2, norm="ortho")
+    return np.fft.fftshift(cropped, axes=-2).astype(np.complex64)

@@ -1,0 +1,142 @@
+"""Reconstruction of one raw scan without a store: preparation, rounds of batches, the report."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from msm import run_lib
+from msm.builders.raw import RawVolume
+from msm.builders.scans.scan import Options, Scan, prepare_scan
+from msm.builders.scans.subjects import SUFFIXES
+from msm.configs.rules import check as config_check
+from msm.evaluation.metrics import get_metrics
+from msm.infra import preemption, rounds, sharding, workdir
+from msm.infra.errors import UserError
+from msm.infra.progress import Progress
+from msm.models.levels import attention_at, size_unit
+from msm.modes import reconstruction
+from msm.operators.measurement import EvalExample, Measurement
+from msm.operators.tasks import get_task
+from msm.reports.volumes import Volume
+from msm.solvers import get_solver
+
+PADDING_ID = -1
+
+
+def name_of(path: str) -> str:
+    """The name of a scan: its file's, without the suffix of a raw format; 2024.01.05_scan.npy is 2024.01.05_scan."""
+    file = Path(path)
+    return file.stem if file.suffix.lower() in (*SUFFIXES, ".hdr") else file.name
+
+
+def set_size(config: ConfigDict, size: int) -> None:
+    """Has the network that a config describes reconstruct `size` x `size` pixels, in place; at its own size no change.
+
+    Attention stays at the levels that were trained with it (`attention_at`). The ACS of p(S) keeps its share of the
+    lines, 6 of 64 being 9 of 96: the network knows shares of k-space, no counts of lines.
+
+    Raises UserError for a size that the levels do not divide; it names the nearest that they do.
+    """
+    trained, model, masks = config.data.image_size, config.model, config.masks
+    unit = size_unit(model.patch_size, len(model.channel_mult))
+    if size % unit:
+        below = size - size % unit
+        nearest = " or ".join(str(n) for n in (below, below + unit) if n)
+        raise UserError(f"size is {size}: the network takes multiples of {unit} pixels only; take {nearest}")
+    if size != trained:
+        model.attention_resolutions = attention_at(size, model, model.attention_resolutions, trained)
+        masks.acs_lines = round(masks.acs_lines * size / trained)
+        config.data.image_size = size
+
+
+def batches(scan: Scan, name: str, size: int) -> Iterator[EvalExample]:
+    """Yields the slices in batches of `size`, numbered from 0; the last is filled up with copies whose id is -1."""
+    total = len(scan.y)
+    for start in range(0, total, size):
+        place = np.arange(start, start + size)
+        row = np.where(place < total, place, start)
+        measurement = Measurement(
+            y=scan.y[row],
+            mask=scan.masks[row],
+            maps=scan.maps[row],
+            noise_std=np.full(size, scan.facts["noise_std"], np.float32),
+            example_id=np.where(place < total, place, PADDING_ID).astype(np.int32),
+        )
+        yield EvalExample(measurement, None if scan.images is None else scan.images[row], np.full(size, name))
+
+
+def reconstruct(config: ConfigDict, raw: RawVolume, options: Options, name: str, folder: str, command: str) -> Volume:
+    """Reconstructs every slice with every solver of `eval.solvers`; writes rounds and report into `folder`.
+
+    Args:
+      config: of the checkpoint (`eval.checkpoint`); what belongs to the scan is set here.
+      raw, options: the scan and what preparation does with it.
+      name: of the scan.
+      folder: workdir of the results of this raw file; a round that is there is not computed again.
+      command: for the report.
+
+    Returns:
+      The volume of the last solver.
+
+    Raises UserError: see `set_size`, `prepare_scan`, `config_check.check`, `workdir.open_workdir`; for a folder that
+    holds the results of another raw file.
+    """
+    set_size(config, options.size)
+    config.data.num_coils = min(raw.kspace.shape[1], options.coils or raw.kspace.shape[1])
+    config.task.name = "acquired"
+    config_check.check(config)
+    measures, absent = get_metrics(config)
+    run_lib.check_folders(config, folder, "reconstruct")
+    source = _source(raw, name)
+    recorded = workdir.recorded_data(folder, "reconstruct")
+    if recorded not in ({}, source):
+        raise UserError(f"{folder} holds the results of another raw file, {recorded['scan']}: choose another --out")
+    scan = prepare_scan(raw, options)
+    experiment = run_lib.build(config)
+    task = get_task(config, experiment.transform)
+    experiment = dataclasses.replace(experiment, operator=task.operator)
+    solvers = {solver: get_solver(config, experiment, solver) for solver in config.eval.solvers}
+    params, origin = run_lib.load_params(experiment, folder)
+    info = {
+        "scan": name,
+        "settings": {"noise_std": scan.facts["noise_std"]},
+        "acceleration": {"effective": round(1 / scan.facts["kept"], 2)},
+        "notes": [f"{name}: {'; '.join(scan.facts['steps'])}; noise from the {scan.facts['noise_from']}."],
+        "content": hashlib.sha256(scan.y.tobytes() + scan.maps.tobytes()).hexdigest(),
+    }
+    with workdir.open_workdir(folder, config, "reconstruct", source) as run:
+        run_lib.setup_logging(run, origin)
+        runners = {n: sharding.data_parallel_solve(s.solve, experiment.mesh) for n, s in solvers.items()}
+        stamp, done, compiled = reconstruction.stamp_of(config, solvers, params, info), [], {}
+        examples = list(batches(scan, name, config.eval.batch_size))
+        with preemption.watch() as notice, Progress(len(examples), 0, "slices", unit="round") as progress:
+            for index, example in enumerate(examples):
+                path = rounds.path_of(run.path(config.eval.folder), index)
+                arrays = rounds.read(path, stamp)
+                if arrays is None:
+                    arrays = reconstruction.solve_round(experiment, solvers, runners, compiled, params, example)
+                    rounds.write(path, stamp, arrays)
+                done.append(arrays)
+                progress.update(index + 1)
+                if notice.reached(index) and index + 1 < len(examples):
+                    notice.stop(f"round {index + 1} of {len(examples)}")
+        rounds.drop_beyond(run.path(config.eval.folder), len(examples))
+        reconstruction.write_report(config, run, done, solvers, task, info, origin, command, measures, absent)
+    chosen, scale = config.eval.solvers[-1], scan.facts["scale"]
+    real = np.concatenate([arrays["example_id"] for arrays in done]) != PADDING_ID
+
+    def joined(what: str) -> np.ndarray:
+        return np.concatenate([arrays[f"{chosen}/{what}"] for arrays in done])[real] * np.float32(scale)
+
+    std = joined("std") if f"{chosen}/std" in done[0] else None
+    pixel_mm = tuple(scan.facts["pixel_mm"]) if "pixel_mm" in scan.facts else None
+    return Volume(name, joined("mean"), std, pixel_mm, raw.header)
+
+
+def _source(raw: RawVolume, name: str) -> dict[str, str]:
+    """What tells a raw file from another: the name of the scan and the SHA-256 of its k-space."""
+    return {"scan": name, "kspace": hashlib.sha256(raw.kspace.ravel().data).hexdigest()}

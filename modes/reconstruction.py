@@ -1,0 +1,122 @@
+"""Rounds of evaluation: what one depends on, solving one batch with every solver, and the report over all of them."""
+
+import logging
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from msm.builders import store
+from msm.evaluation import summary as evaluation
+from msm.evaluation.calibration import calibration_maps
+from msm.infra import rounds, sharding
+from msm.operators.tasks import Task
+from msm.reports import evaluation_page as report
+from msm.solvers.registry import Solver
+
+
+def stamp_of(config: ConfigDict, solvers: dict[str, Solver], params, info: dict[str, Any]) -> str:
+    """What a finished round depends on; a round of another stamp is computed again."""
+    sections = {**rounds.settings_of(config), "eval": config.eval.to_dict()}
+    for name in ("checkpoint", "tuned", "metrics", "lpips_network", "lpips_weights"):
+        sections["eval"].pop(name)  # the parameters themselves count, not where they lie; measured is afterwards
+    told = {name: (dict(solver.hyper), solver.nfe, solver.num_samples) for name, solver in solvers.items()}
+    data = {name: value for name, value in info.items() if name not in ("notes", "licences", "versions")}
+    return repr((config.seed, sections, told, rounds.checksum(params), rounds.code_checksum(), data))
+
+
+def solve_round(experiment, solvers: dict[str, Solver], runners, compiled, params, example) -> dict[str, np.ndarray]:
+    """Runs every solver on one batch, of which `example` is this process's share; returns the round of the whole batch.
+
+    The first call fills `compiled`, so that seconds hold no compilation.
+    """
+    key = sharding.replicate(jax.random.key(experiment.config.seed), experiment.mesh)
+    measurement = sharding.shard_batch(example.measurement, experiment.mesh)
+    batch_size = measurement.example_id.shape[0]
+    arrays = {
+        "example_id": example.measurement.example_id,
+        **({} if example.reference is None else {"reference": example.reference}),
+        **({} if example.volume is None else {"volume": example.volume}),
+        **({} if example.unknown is None else {"unknown": example.unknown}),
+        "mask": example.measurement.mask,
+    }
+    if example.measurement.mask[0].size == 1:  # all of y is measured: y itself is the picture to show
+        arrays["measured"] = example.measurement.y
+    for name, solver in solvers.items():
+        arguments = (key, params, measurement, dict(solver.hyper))
+        if name not in compiled:
+            compiled[name] = runners[name].lower(*arguments).compile()
+        begin = time.monotonic()
+        samples = sharding.local_rows(compiled[name](*arguments), axis=1)
+        seconds = (time.monotonic() - begin) / batch_size
+        mean, std = evaluation.summarize_samples(samples)
+        arrays[f"{name}/mean"] = mean
+        arrays[f"{name}/seconds"] = np.full(len(mean), seconds, np.float32)
+        if std is not None:
+            arrays[f"{name}/std"], arrays[f"{name}/sample"] = std, samples[0]
+        if std is not None and example.reference is not None:
+            maps = calibration_maps(samples, example.reference)
+            arrays |= {f"{name}/{kind}": values for kind, values in maps.items()}
+    return {name: sharding.gather_rows(rows) for name, rows in arrays.items()}
+
+
+def write_report(
+    config, run, done, solvers: dict[str, Solver], task: Task, info, origin, command: str, measures, absent
+) -> dict[str, Any]:
+    settings, images = config.eval, config.data.num_coils == 0
+    merged = evaluation.merge_rounds(done)
+    rows, volumes = evaluation.measure_round(merged, measures=measures), evaluation.measure_volumes(merged)
+    what = info.get("scan", f"{settings.split} {'images' if images else 'scans'}")
+    facts = {
+        "title": f"Reconstruction of {what}",
+        "notes": info.get("notes", []),
+        "command": command,
+        **origin,
+        "images" if images else "slices": len(merged["example_id"]),
+        "image size": config.data.image_size,
+        **({} if images else {"coils": config.data.num_coils}),
+        **_measurement_facts(config, task, info, merged["mask"]),
+        **({} if "scan" in info else {"split": f"{settings.split} of {config.data.dir}"}),
+        "seed": config.seed,
+        "hyper-parameters": {name: dict(s.hyper) for name, s in solvers.items() if s.hyper},
+        **({"tuned by": settings.tuned} if settings.tuned else {}),
+    }
+    primary = "msm" if "msm" in solvers else settings.solvers[-1]
+    summary = evaluation.summarize(
+        rows,
+        primary,
+        facts,
+        nfe={name: s.nfe for name, s in solvers.items()},
+        num_samples={name: s.num_samples for name, s in solvers.items()},
+        definitions={measure.name: measure.definition for measure in measures},
+        volumes=volumes,
+        absent=absent,
+    )
+    folder = run.path(settings.folder)
+    report.write_metrics_csv(folder / "metrics.csv", rows)
+    report.write_metrics_csv(folder / "volumes.csv", volumes)
+    report.write_summary(folder / "summary.json", summary)
+    page = report.write_report(folder, summary, rows, merged)
+    logging.info("%s\nreport: %s", evaluation.format_table(summary), page)
+    return summary
+
+
+def _measurement_facts(config: ConfigDict, task: Task, info: dict[str, Any], masks: np.ndarray) -> dict[str, Any]:
+    """What the report says about the task: its parameters, how much of y is measured, its noise."""
+    facts: dict[str, Any] = {"task": config.task.name}
+    if config.task.name == "acquired":
+        noise_std, acceleration = store.noise_std(info), info.get("acceleration", {})
+        facts |= {f"acceleration, {name}": _of_split(value, config.eval.split) for name, value in acceleration.items()}
+    else:
+        noise_std = config.task.noise_std
+        facts |= {"task's settings": {name: config.task[name] for name in (*task.settings, "seed")}}
+        if task.draw_mask is not None:
+            facts["acceleration, effective"] = round(1 / float(np.mean(masks)), 2)
+    noise = "noise std" if config.data.num_coils == 0 else "noise std per real and imaginary entry"
+    return facts | {noise: noise_std}
+
+
+def _of_split(value, split: str):
+    return round(value[split], 2) if isinstance(value, dict) else value
