@@ -5,7 +5,6 @@ calls. A store is checked against its manifest and the config before any record 
 """
 
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,12 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-import tensorflow_datasets as tfds
 
+from msm.builders.manifest import find_problem
 from msm.builders.pictures.store import unit_range
+from msm.builders.record_files import DAMAGE, RecordFiles, one_line
 from msm.builders.store import config_flags, missing_keys
+from msm.infra import plain_json
 from msm.infra.errors import UserError
 from msm.infra.sharding import local_share
 from msm.operators.measurement import EvalExample, Measurement
@@ -104,7 +105,7 @@ def _read_manifest(config) -> dict[str, Any]:
     path = Path(config.data.dir) / "manifest.json"
     mend = f"make the store: {_command(_wanted_kind(config), _wanted_settings(config), 0, config.data.dir)}"
     try:
-        manifest = json.loads(path.read_text())
+        manifest = plain_json.parse(path.read_bytes())
     except OSError as error:
         what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise UserError(f"{path} {what}; {mend}") from error
@@ -115,6 +116,8 @@ def _read_manifest(config) -> dict[str, Any]:
     missing = missing_keys(manifest)
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}: add what docs/data.md says of them, or {mend}")
+    if problem := find_problem(path.parent, manifest):
+        raise UserError(f"{path} cannot be used, {problem}; {mend}")
     return manifest
 
 
@@ -146,9 +149,7 @@ class _Records(Sequence):
         stored = np.asarray(part["ids"][split], np.int32)  # TFDS shuffles records by the hash of their key
         self._order = np.argsort(stored)
         self.ids = stored[self._order]
-        builder: Any = tfds.builder_from_directory(str(store / part["path"]))
-        self._shards = builder.info.splits[split]
-        self._source = builder.as_data_source(split=split)
+        self._source = RecordFiles(store, part, split)
         if len(self._source) != len(stored):
             found = f"{len(self._source)} {split} records instead of {len(stored)}"
             raise UserError(f"{store / part['path']} holds {found}; delete {store} and make the store again")
@@ -160,8 +161,8 @@ class _Records(Sequence):
         place = int(self._order[index])
         try:
             record = self._source[place]
-        except (OSError, RuntimeError, ValueError) as error:  # of array_record: the file was cut or changed
-            raise self._damage(index, f"cannot be read ({' '.join(str(error).split())[:100]})") from error
+        except DAMAGE as error:  # the file was cut or changed
+            raise self._damage(index, f"cannot be read ({one_line(error)})") from error
         bad = [n for n, a in record.items() if np.asarray(a).dtype.kind in "fc" and not np.isfinite(a).all()]
         if bad:
             raise self._damage(index, f"has numbers that are not finite ({', '.join(sorted(bad))})")
@@ -170,14 +171,11 @@ class _Records(Sequence):
     def volumes(self, indices: Iterable[int]) -> np.ndarray:
         """Returns the names of the volumes that these slices belong to, (N,) of text, '' where a record names none."""
         records = (_Records.__getitem__(self, int(index)) for index in indices)
-        return np.array([record.get("volume", b"").decode() for record in records])
+        return np.array([record.get("volume", b"").decode(errors="replace") for record in records])
 
     def _damage(self, index: int, what: str) -> UserError:
-        shard = np.searchsorted(np.cumsum(self._shards.shard_lengths), self._order[index], side="right")
-        return UserError(
-            f"{self._shards.filepaths[shard]}: example {self.ids[index]} {what}; delete {self._store} and make the "
-            "store again"
-        )
+        path = self._source.path(int(self._order[index]))
+        return UserError(f"{path}: example {self.ids[index]} {what}; delete {self._store} and make the store again")
 
 
 def _dense_scan(record: dict[str, Any]) -> dict[str, Any]:

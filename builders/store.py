@@ -24,6 +24,8 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
+from msm.builders.manifest import find_problem, lies_inside
+from msm.infra import plain_json
 from msm.infra.errors import DISK_ERRORS, UserError
 
 MANIFEST = "manifest.json"
@@ -74,7 +76,11 @@ def missing_files(store: Path, manifest: dict) -> list[str]:
     """Returns the files of a store that are absent or not of the size that the manifest notes (a truncated copy)."""
     parts = [*manifest["acquisitions"].values(), manifest["references"]]
     sizes = {name: size for part in parts for name, size in part["files"].items()}
-    return [n for n, size in sizes.items() if not (store / n).is_file() or (store / n).stat().st_size != size]
+    return [n for n, size in sizes.items() if not _has_size(store, n, size)]
+
+
+def _has_size(store: Path, name: str, size: int) -> bool:
+    return lies_inside(store, name) and (store / name).is_file() and (store / name).stat().st_size == size
 
 
 def missing_keys(manifest: dict[str, Any]) -> list[str]:
@@ -129,11 +135,11 @@ def prepare_store(out: Path, source: Source) -> tuple[dict, bool]:
     _drop_leftovers(out)
     if found:
         grouped = [name for name, value in wanted.items() if isinstance(value, dict)]
-        old, new = ({**i, **{k: v for name in grouped for k, v in i.get(name, {}).items()}} for i in (found, wanted))
+        old, new = ({**i, **{k: v for name in grouped for k, v in _table(i, name).items()}} for i in (found, wanted))
         differing = [f"{k} {old.get(k)} instead of {v}" for k, v in new.items() if k not in grouped and old.get(k) != v]
         if differing:
             raise UserError(f"{out} is a store with {', '.join(differing)}: choose another --out or delete that folder")
-        if not missing_files(out, found):
+        if _is_whole(out, found):
             return found, False
     temporary = out.parent / (_temporary_prefix(out) + secrets.token_hex(4))
     made, scratch = temporary / "store", temporary / "scratch"
@@ -185,9 +191,21 @@ def _existing(out: Path) -> dict | None:
     if not out.is_dir() or {entry.name for entry in out.iterdir()} - known:
         raise UserError(f"{out} exists and is not a data store: choose another --out")
     try:
-        return json.loads((out / MANIFEST).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        found = plain_json.parse((out / MANIFEST).read_bytes())
+    except (FileNotFoundError, ValueError):
         return {}  # the damaged store is made again
+    return found if isinstance(found, dict) else {}
+
+
+def _table(manifest: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = manifest.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _is_whole(out: Path, manifest: dict) -> bool:
+    """Whether a store is there with all that its manifest names."""
+    named = isinstance(manifest.get("acquisitions"), dict) and not missing_keys(manifest)
+    return named and not find_problem(out, manifest) and not missing_files(out, manifest)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 `<workdir>/checkpoints.json` holds the newest complete step of each tier, {"checkpoints": 400, "checkpoints-meta": 450}.
 """
 
-import json
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from msm.infra import plain_json
 from msm.infra.atomic import atomic_write_json
 
 SEAL = "meta/checksums.json"
@@ -29,7 +29,7 @@ def find_damage(folder: Path) -> str:
     damage = ""
     if jax.process_index() == 0 and (folder / SEAL).exists():  # none: killed between completion and sealing
         try:
-            sealed, now = json.loads((folder / SEAL).read_text()), _checksums(folder)
+            sealed, now = plain_json.parse((folder / SEAL).read_bytes()), _checksums(folder)
             damage = next((f"{name} is missing or changed" for name in sealed if sealed[name] != now.get(name)), "")
         except (OSError, ValueError, AttributeError) as error:
             damage = f"{SEAL}: {one_line(error)}"
@@ -47,7 +47,7 @@ def note_newest(root: Path, newest: Mapping[str, int]) -> None:
 def read_newest(root: Path) -> dict[str, int]:
     """Returns the record; {} if there is none (an exported checkpoint), or one that nobody can read any more."""
     try:
-        record = json.loads((root / RECORD).read_text())
+        record = plain_json.parse((root / RECORD).read_bytes())
     except (OSError, ValueError):
         return {}
     return {tier: step for tier, step in record.items() if isinstance(step, int)} if isinstance(record, dict) else {}

@@ -16,6 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from msm.configs.default import get_config
+from msm.infra import plain_json
 from msm.infra.atomic import atomic_write_json, safe_join
 from msm.infra.errors import DISK_ERRORS, IN_THE_WAY, UserError
 from msm.models.levels import attention_at
@@ -189,7 +190,7 @@ def _read_config(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        stored = _flat(json.loads(path.read_text()))
+        stored = _flat(plain_json.parse(path.read_bytes()))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): mend it, or choose another --workdir") from error
     except (ValueError, AttributeError) as error:
@@ -246,7 +247,7 @@ def recorded_data(folder: str | os.PathLike, mode: str) -> dict[str, Any]:
 def _read_manifest(path: Path) -> dict[str, Any]:
     """Returns what manifest.json says of each mode; {} if there is none yet, or one that nobody can read any more."""
     try:
-        manifest = json.loads(path.read_text())
+        manifest = plain_json.parse(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return manifest if isinstance(manifest, dict) else {}

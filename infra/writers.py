@@ -17,6 +17,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[re
 from tensorboardX.record_writer import RecordWriter
 from tqdm import tqdm
 
+from msm.infra import plain_json
 from msm.infra.atomic import atomic_write_text, safe_join
 
 CHATTY_LOGGERS = ("absl", "jax", "orbax", "grain", "tensorboardX", "matplotlib", "PIL", "alembic", "optuna")
@@ -118,7 +119,7 @@ class MetricWriter:
 def _step_of(line: str, path: Path) -> float:
     """Returns the step of a line of metrics.jsonl, or infinity for the incomplete line that a crash leaves."""
     try:
-        return int(json.loads(line)["step"])
+        return int(plain_json.parse(line)["step"])
     except (ValueError, KeyError, TypeError):
         logging.warning("%s: dropped an incomplete line: %.60r", path, line)
         return float("inf")

@@ -4,14 +4,14 @@ The file maps solvers to what was found for each: {'msm': {'hyper': {'eta': 0.8,
 """
 
 import dataclasses
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from msm.infra import plain_json
 from msm.infra.atomic import atomic_write_json
 from msm.infra.errors import UserError
+from msm.infra.plain_json import is_finite
 from msm.infra.registry import nearest
 from msm.solvers.registry import SOLVERS, Solver
 
@@ -37,7 +37,7 @@ def apply(path: str, solvers: Mapping[str, Solver]) -> dict[str, Solver]:
     for name, entry in entries.items():
         if name not in SOLVERS:
             raise UserError(f"{path} is of an unknown solver {name!r}{nearest(name, SOLVERS.names())}")
-        if not all(_is_number(value) for value in entry["hyper"].values()):
+        if not all(is_finite(value) for value in entry["hyper"].values()):
             raise UserError(f"{path}: hyper-parameters of {name!r} must be finite numbers; tune again")
     if not entries.keys() & solvers.keys():
         raise UserError(
@@ -58,13 +58,9 @@ def _changed(path: str, name: str, solver: Solver, entry: Mapping[str, Any] | No
     return dataclasses.replace(solver, hyper={**solver.hyper, **entry["hyper"]})
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        entries = json.loads(path.read_text())
+        entries = plain_json.parse(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): make it with --mode=tune") from error
     except ValueError as error:
