@@ -115,7 +115,7 @@ def _read_manifest(config) -> dict[str, Any]:
         raise UserError(f"{path} is not the manifest of a data store; {mend}")
     missing = missing_keys(manifest)
     if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}: add what docs/data.md says of them, or {mend}")
+        raise UserError(f"{path} lacks {', '.join(missing)}: add what docs/reference/store.md says of them, or {mend}")
     if problem := find_problem(path.parent, manifest):
         raise UserError(f"{path} cannot be used, {problem}; {mend}")
     return manifest

@@ -15,7 +15,7 @@ def get_config(variant: str = ""):
     """Variants as in brain64_msm."""
     config = brain64_msm.get_config(variant)
     config.loss.name = "ambient"
-    config.dps.mask = "own"  # published: 'drawn', whose network never sees the data's other lines (docs/results.md)
+    config.dps.mask = "own"  # published: 'drawn', which never sees the data's other lines (docs/results/rivals.md)
     config.training.picture_solver = config.tune.solver = "a_dps"
     config.eval.solvers = ("zero_filled", "cg_sense", "l1_wavelet", "a_dps")
     return config

@@ -7,7 +7,7 @@
 2.14 M parameters. The shipped checkpoint pretrained/brain64_msm was trained by these commands on two cores of a 2.5 GHz
 Xeon, CPU only, in 46 minutes while the machine did other work. On the 23 slices of brain2: msm_fast 26.71 +- 0.71 dB in
 20 network calls, msm 26.32 +- 0.68 as mean of 8 samples of 30 calls, where zero-filled has 19.18, CG-SENSE 24.42 and
-l1-wavelet 29.41 (docs/results.md). ':demo' took 6 minutes; its msm reached 22.92 +- 0.44 dB. A GPU needs no other
+l1-wavelet 29.41 (docs/results/demo.md). ':demo' took 6 minutes; its msm reached 22.92 +- 0.44 dB. A GPU needs no other
 setting.
 """
 

@@ -4,8 +4,8 @@
     python main.py --config=configs/brats240_ve.py --workdir=workdir/brats240 --mode=eval
 
 2.68 M parameters. The published checkpoint goes in by tools/import_flax_checkpoint.py (their 26th, of 1.3 M steps).
-BraTS 2021 has to be applied for; bring its slices, magnitudes in [0,1], into the layout of docs/data.md as fully
-sampled acquisitions of one coil whose map is 1, with noise_std 0. Masks: 7 lines in the middle and every tenth
+BraTS 2021 has to be applied for; bring its slices, magnitudes in [0,1], into the layout of docs/reference/store.md
+as fully sampled acquisitions of one coil whose map is 1, with noise_std 0. Masks: 7 lines in the middle and every tenth
 elsewhere, 29 to 31 of 240; theirs are the same 30 for all images, ours have a random offset.
 
 Of real images a merge of half of k-space is no projection; 'adjoint' is what the authors' code does. Not trained here:

@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """Returns the defaults: a multi-coil MRI experiment, in the units of docs/data.md."""
+    """Returns the defaults: a multi-coil MRI experiment, in the units of docs/reference/store.md."""
     config = ConfigDict()
     config.seed = 0  # of initialisation, training noise and sampling; every random number derives from it
     config.data = _data()

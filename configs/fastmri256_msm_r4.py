@@ -7,9 +7,9 @@
 GPUs of 80 GB, or one with optim.accumulate 2. Not trained here: the tests trace its loss at full size, and run or
 trace a step at toy size.
 
-fastMRI has to be applied for at fastmri.med.nyu.edu; tools/prepare_mri.py makes the store (docs/data.md has the
-commands). The authors take 1355 volumes for training and 22 for testing, cropped to 256x256, without a volume's last 5
-slices, coil maps by ESPIRiT, and scale every slice to magnitudes in [0,1]: with their checkpoint,
+fastMRI has to be applied for at fastmri.med.nyu.edu; tools/prepare_mri.py makes the store (commands:
+docs/how-to/fastmri.md). The authors take 1355 volumes for training and 22 for testing, cropped to 256x256, without
+a volume's last 5 slices, coil maps by ESPIRiT, and scale every slice to magnitudes in [0,1]: with their checkpoint,
 fmri_msm_R4_noise0_0_img256.pt (tools/import_torch_checkpoint.py), the largest magnitudes must be near 1.
 
 Published (arXiv 2505.11853): FID of 3,000 samples 64.37, where the oracle has 28.41 and Ambient diffusion 70.07;

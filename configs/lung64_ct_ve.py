@@ -5,7 +5,8 @@
     python main.py --config=configs/lung64_ct_ve.py --workdir=workdir/lung64_ct_ve --mode=eval
 
 NCSN++ and the variance-exploding SDE as published for CT, at the size of lung64_ct and with a tenth of the levels.
-`projection` has its published settings for CT, the other solvers those for MRI. After 4000 steps: docs/results.md.
+`projection` has its published settings for CT, the other solvers those for MRI.
+After 4000 steps: docs/results/score-models.md.
 """
 
 from msm.configs import lung64_ct, published_score, variants

@@ -19,7 +19,7 @@ MAR_SOLVERS = ("fbp", "li", "tikhonov", "l1_wavelet", "tv", "msm")
 
 
 # Weights of the classical solvers, each the best of a grid on the validation images of photos64, or the validation
-# slices of brain64, at noise 0.01 (docs/results.md). Those of CT are best on
+# slices of brain64, at noise 0.01 (docs/results/clean-or-not.md). Those of CT are best on
 # the validation slices of lung64 for sparse_ct, noise 0.002; metal takes them over.
 BASELINES = {
     "sr4": {"ridge": 0.001, "wavelet": 0.001, "tv": 0.001},

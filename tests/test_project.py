@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from msm.configs.rules import described
 from msm.configs.rules.check import find_problems
 from tests.helpers.paths import ROOT
 
@@ -148,12 +149,48 @@ def test_internal_links_lead_somewhere(path):
             assert anchor in map(heading_anchor, headings), f"{name_of(path)} links to {target}: no such heading"
 
 
-def test_paths_named_in_the_readme_exist():
-    named = re.findall(r"`((?:[a-z_]+/)*[a-z0-9_]+\.(?:py|md|txt|npz))`", (ROOT / "README.md").read_text())
+def pages() -> list[Path]:
+    """Returns the README and every page of the documentation."""
+    return [ROOT / "README.md", ROOT / "examples/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("path", pages(), ids=name_of)
+def test_paths_named_in_a_page_exist(path):
+    folders = "|".join(sorted(p.name for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    named = re.findall(rf"(?:^|[\s`(])((?:{folders})/[A-Za-z0-9_/.-]*\.(?:py|md|txt|npz|ipynb))\b", path.read_text())
+    made = ("store/", "workdir/", "results/", "build/")  # what a reader's commands make
     examples = {"my_solver.py", "my_model.py", "my_data.py"}
-    missing = sorted(n for n in set(named) if Path(n).name not in examples and not (ROOT / n).exists())
-    assert len(named) > 10
+    wanted = {name for name in named if not name.startswith(made) and Path(name).name not in examples}
+    missing = sorted(name for name in wanted if not (ROOT / name).exists())
     assert not missing
+
+
+def test_readme_is_one_screen_of_short_sentences():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 110
+    prose = re.sub(r"```.*?```|^ {4}.*$|^\|.*$|^!\[.*$|<!--.*?-->", "", text, flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", prose)
+    for sentence in re.split(r"(?<=[.!?:])\s|\n\n|\n#+ ", prose):
+        assert len(sentence.split()) <= 25, sentence
+
+
+@pytest.mark.parametrize("path", pages()[2:], ids=name_of)
+def test_page_answers_one_question(path):
+    """Its first line names it, the next says which question it answers (docs/method.md: what it maps)."""
+    title, blank, question = path.read_text().splitlines()[:3]
+    assert title.startswith("# ") and not blank
+    assert question.rstrip().endswith("?") or "how-to/pods" in path.as_posix(), question
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text().split("\nnav:")[1]
+    listed = set(re.findall(r"[\w/-]+\.md", navigation))
+    assert listed == {path.relative_to(ROOT / "docs").as_posix() for path in pages()[2:]}
+
+
+def test_settings_page_is_what_the_declarations_say():
+    page = (ROOT / "docs/reference/settings.md").read_text()
+    assert page == described.page(), "run tools/list_settings.py"
 
 
 def test_functions_named_in_the_method_page_exist():

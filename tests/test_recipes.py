@@ -1,4 +1,4 @@
-"""Follows the README's recipes to the letter: its code blocks are run, and what they register must work."""
+"""Follows the recipes of docs/extend to the letter: its code blocks are run, and what they register must work."""
 
 import json
 import re
@@ -27,8 +27,9 @@ from tests.helpers.toy_data import acquisition
 
 
 def recipe(name: str) -> str:
-    """Returns the README's code block for the file `name`."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    """Returns the code block of docs/extend for the file `name`."""
+    texts = [path.read_text() for path in sorted((ROOT / "docs/extend").glob("*.md"))]
+    blocks = [block for text in texts for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
     return next(block for block in blocks if block.startswith(f"# {name}\n"))
 
 
@@ -102,7 +103,7 @@ class ToyAcquisitions(brain.BrainAcquisitions, skip_registration=True):
 
 
 def write_toy_store(store: Path) -> None:
-    """Writes a store of `ToyAcquisitions` without references, as docs/data.md describes one."""
+    """Writes a store of `ToyAcquisitions` without references, as docs/reference/store.md describes one."""
     settings = simulate.Settings(image_size=16, num_coils=2, acs_lines=0, acceleration=2.0)
     variant = brain.BrainConfig(name="undersampled", description="Toy.", settings=settings)
     builder = ToyAcquisitions(data_dir=str(store / "acquisitions"), config=variant, file_format="array_record")

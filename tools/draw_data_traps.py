@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/data.md that show what goes wrong with raw data, from the embedded heads.
+"""Draws the pictures of docs/how-to/raw-formats.md that show what goes wrong with raw data, from the embedded heads.
 
   python tools/draw_data_traps.py --out docs/figures
 

@@ -6,7 +6,8 @@
 
 What lies in one entry of --folder is one patient: DICOM series (.dcm, .IMA), NIfTI, NRRD and npz files, at any depth.
 Splits are of patients, with lists of their entries or counts as in tools/prepare_images.py. Masks leave out nothing
-unless --drop says so. A complete store of the same settings is left alone, a damaged one made again. See docs/data.md.
+unless --drop says so. A complete store of the same settings is left alone, a damaged one made again. See
+docs/how-to/prepare-ct.md.
 """
 
 import os

@@ -7,7 +7,7 @@
 Files are found recursively. Splits: --*_list files with one path per line, else --*_count, else FFHQ's where exactly
 70,000 files are there (first 100 test, next 100 validation, train from number 1000 on), else a tenth test and a
 twentieth validation, at most 1000 each. Files that cannot be used are listed at the end; the rest is done. A complete
-store of the same settings is left alone, a damaged one made again. See docs/data.md.
+store of the same settings is left alone, a damaged one made again. See docs/how-to/prepare-pictures.md.
 """
 
 import os

@@ -7,7 +7,8 @@
 Files are found recursively. Undersampled scans keep the mask that they were acquired with; slices of fully sampled ones
 get one mask each (--acceleration 1 for none), and references in validation and test. Steps: noise whitened where a
 noise scan is there, readout oversampling removed, size, coil compression, ESPIRiT maps from the acquired centre, one
-scale per volume; docs/data.md explains them, and the manifest records them with the SHA-256 of every file.
+scale per volume; docs/how-to/prepare-scans.md explains them, and the manifest records them with the SHA-256 of
+every file.
 
 Files that cannot be used are listed at the end, the rest is done, and the exit status is 3. A preparation that was
 killed goes on when the same command is given again; a complete store of the same files and options is left alone. No

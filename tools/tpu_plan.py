@@ -5,7 +5,7 @@
       --programs=train --config.model.dtype=bfloat16 --log=plans.jsonl
 
 Needs libtpu (pip install -r requirements-tpu.txt), no TPU and no data. A full-size program takes minutes to compile and
-a few GB of memory; --quick takes a small part of it, see docs/pods.md.
+a few GB of memory; --quick takes a small part of it, see docs/how-to/pods.md.
 """
 
 import dataclasses
