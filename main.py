@@ -31,22 +31,25 @@ def run() -> None:
     from msm.infra import processes
 
     processes.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.join_timeout)
-    from msm import run_lib
-    from msm.configs.rules import check as config_check
+    with processes.telling_why():
+        from msm import run_lib
+        from msm.configs.rules import check as config_check
+        from msm.modes import joining
 
-    gc.enable()
-    command_line.use_cache(FLAGS.cache)
-    with processes.together():
-        config_check.check(FLAGS.config, FLAGS.mode)
-    command = " ".join(["python", *sys.argv])
-    modes = {
-        "train": lambda: run_lib.train(FLAGS.config, FLAGS.workdir),
-        "eval": lambda: run_lib.evaluate(FLAGS.config, FLAGS.workdir, command),
-        "tune": lambda: run_lib.tune(FLAGS.config, FLAGS.workdir, command),
-        "sample": lambda: run_lib.sample(FLAGS.config, FLAGS.workdir, command),
-    }
-    modes[FLAGS.mode]()
-    processes.wait_for_all()
+        gc.enable()
+        command_line.use_cache(FLAGS.cache)
+        joining.require_agreement({name: FLAGS[name].value for name in ("mode", "workdir")}, FLAGS.config)
+        with processes.together():
+            config_check.check(FLAGS.config, FLAGS.mode)
+        command = " ".join(["python", *sys.argv])
+        modes = {
+            "train": lambda: run_lib.train(FLAGS.config, FLAGS.workdir),
+            "eval": lambda: run_lib.evaluate(FLAGS.config, FLAGS.workdir, command),
+            "tune": lambda: run_lib.tune(FLAGS.config, FLAGS.workdir, command),
+            "sample": lambda: run_lib.sample(FLAGS.config, FLAGS.workdir, command),
+        }
+        modes[FLAGS.mode]()
+        processes.wait_for_all()
 
 
 def main(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Several processes of one run: how they join, agree on whether all can start, wait for each other, and leave.
+"""Several processes of one run: how they join, tell each other, wait for each other, and leave.
 
 A run has one process unless --coordinator says otherwise; `jax.distributed` is then never initialised. With several,
 every process is given the same command but for --process_id:
@@ -12,17 +12,23 @@ import os
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from msm.infra.errors import UserError
+from msm.infra.errors import Stopped, UserError
+from msm.infra.peers import Peers, open_peers
 
 AUTO = "auto"
 LEAVE_TIMEOUT_S = 30  # how long a process that ends waits for the others, which `wait_for_all` brought to their end too
+HEARTBEAT_S = 50  # JAX's own, by which it notices a process that is frozen: a death `peers` notices at once
 MESSAGE_BYTES = 2000
+NEWS_S = 2.0  # how long an error waits for the news that another process is gone, whose consequence it may be
+STATUS_OF_MISTAKE = 2
+_peers: Peers | None = None
 
 
 def join(coordinator: str, count: int | None, index: int | None, timeout: float) -> None:
@@ -52,6 +58,7 @@ def join(coordinator: str, count: int | None, index: int | None, timeout: float)
         jax.distributed.initialize(
             **arguments, process_id=index, cluster_detection_method="deactivate" if arguments else None,
             initialization_timeout=int(timeout) + 60, shutdown_timeout_seconds=LEAVE_TIMEOUT_S,
+            heartbeat_timeout_seconds=HEARTBEAT_S,
         )  # fmt: skip
     except ValueError as error:
         raise UserError(
@@ -60,6 +67,16 @@ def join(coordinator: str, count: int | None, index: int | None, timeout: float)
         ) from error
     finally:
         alarm.cancel()
+    global _peers
+    if jax.process_count() > 1:
+        share = lambda text: gather_texts(text)[0]  # noqa: E731
+        _peers = open_peers(jax.process_index(), jax.process_count(), _coordinator_host(coordinator), share)
+
+
+def _coordinator_host(coordinator: str) -> str:
+    if coordinator == AUTO:  # what JAX found out from the cluster, which it tells nobody
+        coordinator = jax._src.distributed.global_state.coordinator_address or ""  # pyright: ignore
+    return coordinator.rpartition(":")[0].strip("[]")
 
 
 def _problem(coordinator: str, count: int | None, index: int | None, timeout: float) -> str | None:
@@ -108,9 +125,7 @@ def together() -> Iterator[None]:
         yield
     except UserError as error:
         problem = error
-    text = "" if problem is None else str(problem)
-    message = np.frombuffer(text.encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES, b"\0"), np.uint8)
-    told = [bytes(m).rstrip(b"\0").decode(errors="ignore") for m in multihost_utils.process_allgather(message)]
+    told = gather_texts("" if problem is None else str(problem)[:MESSAGE_BYTES])
     if problem is None:
         problem = next((UserError(f"process {i} of {len(told)}: {text}") for i, text in enumerate(told) if text), None)
     if problem is not None:
@@ -118,15 +133,65 @@ def together() -> Iterator[None]:
         raise problem
 
 
+def gather_texts(text: str) -> list[str]:
+    """What every process gives, in order, on every process."""
+    if jax.process_count() == 1:
+        return [text]
+    mine = np.frombuffer(text.encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.int32(mine.size)))
+    width = -(-int(sizes.max()) // MESSAGE_BYTES) * MESSAGE_BYTES  # few widths, as each is compiled
+    if not width:
+        return [""] * len(sizes)
+    padded = multihost_utils.process_allgather(np.pad(mine, (0, width - mine.size)))
+    return [bytes(row[:size]).decode() for row, size in zip(np.asarray(padded), sizes, strict=True)]
+
+
 def wait_for_all() -> None:
     """Returns when every process has called it: at the end, process 0 writes its report while the others wait here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("end")
+        leave_peers()
+
+
+def leave_peers() -> None:
+    """Says that this process ends as all do: the others need not mind."""
+    if _peers is not None:
+        _peers.leave()
+
+
+@contextlib.contextmanager
+def telling_why() -> Iterator[None]:
+    """Tells the other processes in one line of an error that ends this one; that of a loss gives way to its reason.
+
+    Where another process is gone, what JAX raises here is a consequence: the line about that process ends the program.
+    """
+    try:
+        yield
+    except Stopped:
+        leave_peers()
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        if _peers is None or getattr(error, "everywhere", False):
+            raise
+        mistake = isinstance(error, UserError)
+        if not mistake:
+            _peers.wait_for_news(NEWS_S)
+        _peers.fail(STATUS_OF_MISTAKE if mistake else 1, _one_line(error))
+        if mistake:
+            raise
+        traceback.print_exc()  # and out: waiting for the others at the interpreter's end, JAX would abort
+        leave(1, everywhere=False)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
 def leave(status: int, everywhere: bool) -> None:
-    """Ends the program; where other processes go on (not `everywhere`), without waiting for them: JAX ends them."""
+    """Ends the program; where other processes go on (not `everywhere`), without waiting for them: `peers` end them."""
     if everywhere or not jax.distributed.is_initialized():
+        leave_peers()
         sys.exit(status)
     sys.stdout.flush()
     sys.stderr.flush()
