@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from msm.builders.ct import volumes
+from msm.builders.ct import dicom, volumes
+from msm.builders.ct.hounsfield import AIR, empty_slices
 from msm.builders.pictures.folder import Division, divide, example_ids
 from msm.builders.pictures.store import HOUNSFIELD, SPLITS, Form, Picture
 from msm.infra.errors import UserError
@@ -24,7 +25,7 @@ from msm.infra.errors import UserError
 SOURCE = Path(__file__).resolve().parents[2] / "data" / "lungs_128.npz"
 SLICES = {"lung1": 48, "lung2": 61}
 VALIDATION, MARGIN = slice(28, 37), 2  # slices of lung2; as many of 5 mm on either side are not used at all
-AIR, LIMIT = -1000, 1000  # HU
+LIMIT = 1000  # HU
 LICENCES = ("lung1, lung2: pyradiomics 3.0.1, BSD-3-Clause, Copyright 2017 Harvard Medical School",)
 NOTES = ["CT: images are real, projections of them are simulated."]
 
@@ -95,7 +96,11 @@ def find_patients(folder: Path) -> dict[str, list[Path]]:
     """
     patients: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name.lower().endswith(volumes.SUFFIXES) and not path.name.startswith("."):
+        if (
+            path.is_file()
+            and not path.name.startswith(".")
+            and (path.name.lower().endswith(volumes.SUFFIXES) or dicom.is_dicom(path))
+        ):
             patients.setdefault(path.relative_to(folder).parts[0], []).append(path)
     if not patients:
         raise UserError(f"{folder} has no {', '.join(volumes.SUFFIXES)} file in it or below: give another --folder")
@@ -152,27 +157,34 @@ class Scans:
             path = scratch / f"{hashlib.sha256(patient.encode()).hexdigest()}-{number}.npy"
             np.save(path, images)
             stored = np.load(path, mmap_mode="r")
-            for place in spread(len(images), self.max_slices):
+            empty = empty_slices(images)
+            if empty:
+                numbers = ", ".join(map(str, empty[:8])) + (" ..." if len(empty) > 8 else "")
+                told = f"{len(empty)} of {len(images)} slices hold nothing but air: {numbers}"
+                self.problems[f"{name}, slices without content"] = told
+            full = [place for place in range(len(images)) if place not in set(empty)]
+            for place in (full[i] for i in spread(len(full), self.max_slices)):
                 yield name, f"{name} {place}", stored[place]
 
     def _volumes(self, patient: str) -> Iterator[tuple[str, np.ndarray]]:
         """Yields (name, volume) of a patient; notes in `problems` what cannot be used."""
-        dicom = [path for path in self.patients[patient] if path.name.lower().endswith(volumes.DICOM)]
+        files = [path for path in self.patients[patient] if dicom.is_dicom(path)]
         for path in self.patients[patient]:
-            if path in dicom:
+            if path in files:
                 continue
             name = path.relative_to(self.folder).as_posix()
             try:
                 yield name, volumes.read(path)
             except volumes.BROKEN as error:
                 self.problems[name] = str(error) or type(error).__name__
-        if not dicom:
+        if not files:
             return
         try:
-            series = volumes.read_series(dicom)
+            series, left_out = volumes.read_series(files)
         except volumes.BROKEN as error:
             self.problems[patient] = str(error) or type(error).__name__
             return
+        self.problems |= {f"{patient}/{name}": why for name, why in left_out.items()}
         if not series:
             self.problems[patient] = "no CT series of axial slices"
         yield from ((f"{patient}/{uid}", volume) for uid, volume in series.items())

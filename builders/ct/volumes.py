@@ -14,10 +14,12 @@ import nibabel
 import nrrd
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
+from msm.builders.ct import dicom
+from msm.builders.ct.hounsfield import gate
 from msm.infra.errors import UserError
 
-DICOM = (".dcm", ".ima")
 _TO_RAS = np.diag([-1.0, -1.0, 1.0])  # from DICOM's axes (left, back, head)
 _SPACES = {"left-posterior-superior": _TO_RAS, "LPS": _TO_RAS, "right-anterior-superior": np.eye(3), "RAS": np.eye(3)}
 
@@ -41,23 +43,27 @@ def axial(values: np.ndarray, directions: np.ndarray) -> np.ndarray:
 def read_nifti(path: Path) -> np.ndarray:
     """Volume of a NIfTI file, scaled as its header says."""
     image: Any = nibabel.load(path)
-    if len(image.shape) != 3:
-        raise UserError(f"has {len(image.shape)} axes instead of 3")
-    return axial(image.get_fdata(dtype=np.float32), image.affine[:3, :3])
+    shape = tuple(image.shape)
+    if len(shape) < 3 or any(n != 1 for n in shape[3:]):
+        raise UserError(f"has the shape {shape} instead of one volume of 3 axes: save each volume as a file")
+    dtype = image.get_data_dtype()
+    if dtype.kind not in "iuf":
+        raise UserError(f"holds {dtype} values, which are no Hounsfield units: convert it to grey values")
+    if not (getattr(image, "header", None) and any(image.header.get(name, 0) for name in ("sform_code", "qform_code"))):
+        raise UserError("does not say how its axes lie (sform and qform codes are 0): save it with its orientation")
+    values = image.get_fdata(dtype=np.float32).reshape(shape[:3])
+    return axial(gate(values), image.affine[:3, :3])
 
 
 def read_nrrd(path: Path) -> np.ndarray:
     """Volume of a NRRD file with one scalar per voxel and a space of left or right, back or front, head."""
     values, header = nrrd.read(str(path))
-    spaces = {
-        "left-posterior-superior": _TO_RAS,
-        "LPS": _TO_RAS,
-        "right-anterior-superior": np.eye(3),
-        "RAS": np.eye(3),
-    }
-    if values.ndim != 3 or header.get("space") not in spaces:
-        raise UserError(f"has {values.ndim} axes and space {header.get('space')!r} instead of 3 and {sorted(spaces)}")
-    return axial(values, spaces[header["space"]] @ np.asarray(header["space directions"], float).T)
+    if values.ndim != 3 or header.get("space") not in _SPACES:
+        raise UserError(f"has {values.ndim} axes and space {header.get('space')!r} instead of 3 and {sorted(_SPACES)}")
+    directions = np.asarray(header.get("space directions"), float)
+    if directions.shape != (3, 3) or not np.isfinite(directions).all() or not np.linalg.det(directions):
+        raise UserError("does not say how its axes lie (space directions): save it with its orientation")
+    return axial(gate(values), _SPACES[header["space"]] @ directions.T)
 
 
 def read_npz(path: Path) -> np.ndarray:
@@ -66,17 +72,15 @@ def read_npz(path: Path) -> np.ndarray:
         if len(arrays.files) != 1 or arrays[arrays.files[0]].ndim != 3:
             raise UserError("must hold one array (slices, rows, columns)")
         values = arrays[arrays.files[0]]
-    if not np.isfinite(values).all():
-        raise UserError("has values that are not finite")
-    return np.clip(np.rint(values), -32768, 32767).astype(np.int16)
+    return np.clip(np.rint(gate(values)), -32768, 32767).astype(np.int16)
 
 
-_READERS = {".nii": read_nifti, ".nii.gz": read_nifti, ".nrrd": read_nrrd, ".npz": read_npz}
-SUFFIXES = (*_READERS, *DICOM)
+_READERS = {".nii": read_nifti, ".nii.gz": read_nifti, ".img": read_nifti, ".nrrd": read_nrrd, ".npz": read_npz}
+SUFFIXES = (*_READERS, *dicom.SUFFIXES)
 # What these readers raise for damaged files; pydicom has no decoder for some compressed pixels (RuntimeError and kin).
 BROKEN = (
     UserError, OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, NotImplementedError,
-    zipfile.BadZipFile, zlib.error, nrrd.NRRDError, ImageFileError,
+    zipfile.BadZipFile, zlib.error, nrrd.NRRDError, ImageFileError, HeaderDataError,
 )  # fmt: skip
 
 
@@ -89,34 +93,13 @@ def read(path: Path) -> np.ndarray:
     return volume
 
 
-def read_series(paths: list[Path]) -> dict[str, np.ndarray]:
-    """Volumes of the DICOM files of one patient, by series: those of modality CT that have at least two axial slices.
-
-    Slices are sorted along the normal of their plane; values are slope x stored + intercept. Localizers, reports and
-    other modalities are passed over. Raises UserError for slices of one series that differ in size or orientation.
-    """
-    import pydicom
-
-    series: dict[str, list[Any]] = {}
-    for path in paths:
-        header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
-        if header.get("Modality") == "CT" and "ImageOrientationPatient" in header and "Rows" in header:
-            series.setdefault(str(header.SeriesInstanceUID), []).append((path, header))
+def read_series(paths: list[Path]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(Volumes by name, why others and single slices were left out) of a patient's DICOM files: `dicom.read_series`."""
+    series, left_out = dicom.read_series(paths)
     found = {}
-    for uid, slices in sorted(series.items()):
-        across, down = np.asarray(slices[0][1].ImageOrientationPatient, float).reshape(2, 3)
-        normal = np.cross(across, down)
-        if len(slices) < 2 or abs(normal[2]) < 0.9:
-            continue
-        first = (slices[0][1].Rows, slices[0][1].Columns, *np.round(np.append(across, down), 3))
-        for path, header in slices:
-            if (header.Rows, header.Columns, *np.round(np.asarray(header.ImageOrientationPatient, float), 3)) != first:
-                raise UserError(f"{path.name} has another size or orientation than its series")
-        slices.sort(key=lambda entry: float(np.dot(normal, np.asarray(entry[1].ImagePositionPatient, float))))
-        planes = []
-        for path, header in slices:
-            stored = pydicom.dcmread(path, force=True).pixel_array.astype(np.float32)
-            planes.append(stored * float(header.get("RescaleSlope", 1)) + float(header.get("RescaleIntercept", 0)))
-        steps = np.stack([down, across, normal], axis=1)  # of rows, columns, slices
-        found[uid] = axial(np.stack(planes, axis=-1), _TO_RAS @ steps)
-    return found
+    for name, (values, steps) in series.items():
+        try:
+            found[name] = axial(gate(values), _TO_RAS @ steps)
+        except UserError as error:
+            left_out[name] = str(error)
+    return found, left_out

@@ -113,7 +113,7 @@ def test_every_format_gives_the_same_volume(tmp_path):
 
 
 def test_nifti_values_are_scaled_as_the_header_says(tmp_path):
-    image = nibabel.Nifti1Image(volume().transpose(2, 1, 0), np.diag([-1.0, -1, 1, 1]))
+    image = nibabel.Nifti1Image((volume() // 2 + 512).transpose(2, 1, 0), np.diag([-1.0, -1, 1, 1]))
     image.header.set_slope_inter(2.0, -1024.0)
     nibabel.save(image, tmp_path / "scaled.nii")
     found = np.asarray(nibabel.load(tmp_path / "scaled.nii").dataobj)
@@ -149,8 +149,8 @@ def test_dicom_series_are_sorted_scaled_and_told_apart(tmp_path):
     write_dicom(tmp_path / "two", values[::-1], "1.2.4")
     write_dicom(tmp_path / "scout", values, "1.2.5", ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
     write_dicom(tmp_path / "other", values, "1.2.6", Modality="MR")
-    found = volumes.read_series(sorted(tmp_path.rglob("*.dcm")))
-    assert set(found) == {"1.2.3", "1.2.4"}
+    found, left_out = volumes.read_series(sorted(tmp_path.rglob("*.dcm")))
+    assert set(found) == {"1.2.3", "1.2.4"} and left_out == {"1.2.5": "is not axial"}
     np.testing.assert_array_equal(found["1.2.3"], values)
     np.testing.assert_array_equal(found["1.2.4"], values[::-1])
 
