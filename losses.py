@@ -1,14 +1,12 @@
-"""Training losses from measurements alone, and the optimiser step that every device runs."""
+"""Training losses from measurements alone; optimizer.py turns one into the step that every device runs."""
 
 import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
 
 from msm.infra.registry import Registry
 from msm.models import unrolled as ssdu
@@ -22,16 +20,6 @@ from msm.sde_lib import Schedule
 
 LossFn = Callable[[Any, Measurement, jax.Array], jax.Array]
 LOSSES: Registry[Callable[..., LossFn]] = Registry("loss")
-
-
-@flax.struct.dataclass
-class TrainState:
-    """Everything a run needs to go on; learning rate, EMA rate and other settings come from the config instead."""
-
-    step: jax.Array
-    params: Any
-    ema_params: Any
-    opt_state: Any
 
 
 def get_loss_fn(
@@ -320,76 +308,3 @@ def get_dsm_loss(config, schedule, transform, masks, denoise) -> LossFn:
         return weight(sigma) * real_mean(error, error, transform.to_channels(x)[0].size)
 
     return loss
-
-
-def get_optimizer(config) -> optax.GradientTransformation:
-    """AdamW with linear warm-up, then constant or cosine decay to zero at `training.num_steps`, and norm clipping."""
-    optim = config.optim
-    total = config.training.num_steps
-    warmup = min(optim.warmup_steps, total - 1)
-    tails = {
-        "cosine": lambda: optax.cosine_decay_schedule(optim.learning_rate, max(1, total - warmup)),
-        "constant": lambda: optax.constant_schedule(optim.learning_rate),
-    }
-    ramp = optax.linear_schedule(optim.learning_rate / max(1, warmup), optim.learning_rate, warmup)
-    rate = optax.join_schedules([ramp, tails[optim.decay]()], [warmup])
-    clip = optax.clip_by_global_norm(optim.grad_clip) if optim.grad_clip else optax.identity()
-    return optax.chain(clip, optax.adamw(rate, weight_decay=optim.weight_decay))
-
-
-def init_state(params, optimizer: optax.GradientTransformation) -> TrainState:
-    """State at step 0; the EMA starts from the parameters."""
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        ema_params=jax.tree.map(jnp.array, params),
-        opt_state=optimizer.init(params),
-    )
-
-
-def all_finite(tree) -> jax.Array:
-    """() bool: no number in the tree is NaN or infinite."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
-
-
-def get_step_fn(config, loss_fn: LossFn, optimizer: optax.GradientTransformation, axis_name: str = "batch") -> Callable:
-    """Returns step(state, measurement, key) -> (state, metrics), to be mapped over devices along `axis_name`.
-
-    Each device sees its share of the global batch; gradients and loss are averaged over `axis_name`. `key` is the
-    run's: the step folds in its number. Where loss, gradient norm or an updated parameter is not finite, the step is
-    skipped: it counts, and parameters, their average and the optimiser stay as they are, so they are always finite.
-    Metrics: loss, grad_norm (before clipping), skipped (0 or 1).
-    """
-    optim = config.optim
-
-    def mean_loss(params, measurement, key):
-        return jnp.mean(loss_fn(params, measurement, key))
-
-    def gradients(params, measurement, key):
-        if optim.accumulate == 1:
-            return jax.value_and_grad(mean_loss)(params, measurement, key)
-        split = jax.tree.map(lambda a: a.reshape(optim.accumulate, -1, *a.shape[1:]), measurement)
-
-        def add(total, part):
-            return jax.tree.map(jnp.add, total, jax.value_and_grad(mean_loss)(params, part, key)), None
-
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        total, _ = jax.lax.scan(add, zero, split)
-        return jax.tree.map(lambda a: a / optim.accumulate, total)
-
-    def step(state: TrainState, measurement: Measurement, key: jax.Array):
-        loss, grads = gradients(state.params, measurement, jax.random.fold_in(key, state.step))
-        loss, grads = jax.lax.pmean((loss, grads), axis_name)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        # The average forgets the initial weights quickly: early in a run its memory is a tenth of the run so far.
-        rate = jnp.minimum(optim.ema_rate, (1.0 + state.step) / (10.0 + state.step))
-        ema = jax.tree.map(lambda old, new: rate * old + (1.0 - rate) * new, state.ema_params, params)
-        norm = optax.tree.norm(grads)
-        finite = all_finite((loss, norm, params))
-        old = (state.params, state.ema_params, state.opt_state)
-        new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), (params, ema, opt_state), old)
-        metrics = {"loss": loss, "grad_norm": norm, "skipped": 1 - finite.astype(jnp.int32)}
-        return TrainState(state.step + 1, *new), metrics
-
-    return step

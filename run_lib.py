@@ -20,7 +20,7 @@ from msm.infra.atomic import atomic_write_bytes, drop_unfinished
 from msm.infra.errors import UserError
 from msm.infra.progress import Progress
 from msm.infra.tally import Tally
-from msm.losses import get_loss_fn, get_optimizer, get_step_fn, init_state
+from msm.losses import get_loss_fn
 from msm.models.denoiser import get_denoise_fn
 from msm.models.init import init_params, param_shapes
 from msm.models.registry import get_model
@@ -31,6 +31,7 @@ from msm.operators.masks import MaskDistribution, get_masks
 from msm.operators.operator import Operator
 from msm.operators.tasks import get_task
 from msm.operators.transform import Transform, get_transform
+from msm.optimizer import Layout, get_optimizer, get_step_fn, init_state
 from msm.reports import figures
 from msm.sde_lib import Schedule, get_schedule
 from msm.solvers import get_solver
@@ -114,9 +115,10 @@ def _train_loop(experiment: Experiment, run, data, metrics, saved, notice: preem
     optimizer = get_optimizer(config)
     loss_fn = get_loss_fn(config, experiment.schedule, experiment.transform, experiment.masks, experiment.denoise)
     params = init_params(experiment.model, config.seed, experiment.image_shape)
-    state = sharding.replicate(init_state(params, optimizer), mesh)
-    restored = saved.restore_latest(state, data)
-    state, meta = (state, {}) if restored is None else restored
+    layout, state = Layout(params), init_state(params, optimizer)
+    restored = saved.restore_latest(jax.eval_shape(layout.to_tree, state), data)
+    state, meta = (state, {}) if restored is None else (layout.from_tree(restored[0]), restored[1])
+    state = sharding.replicate(state, mesh)
     start = int(state.step)
     measured = datasets.dataset_info(config)["sigma_data"]
     if not 0.8 < config.denoiser.sigma_data / measured < 1.25:
@@ -126,16 +128,15 @@ def _train_loop(experiment: Experiment, run, data, metrics, saved, notice: preem
     elif config.data.acquisition == "full":
         logging.warning("this run trains on fully sampled, noiseless acquisitions: an oracle, not MSM")
     metrics.rewind(start)
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
     logging.info(
         "%s %d steps from step %d: %.2f M parameters, batch %d on %d device(s)",
-        "training" if restored is None else "resuming:", training.num_steps, start, count / 1e6,
+        "training" if restored is None else "resuming:", training.num_steps, start, layout.size / 1e6,
         training.batch_size, mesh.size,
     )  # fmt: skip
     if start >= training.num_steps:
         logging.info("nothing to do: step %d of %d is reached", start, training.num_steps)
         return
-    step_fn = sharding.data_parallel_step(get_step_fn(config, loss_fn, optimizer), mesh)
+    step_fn = sharding.data_parallel_step(get_step_fn(config, loss_fn, optimizer, layout), mesh)
     draw_pictures = _get_picture_fn(experiment) if jax.process_index() == 0 else None
     key = sharding.replicate(jax.random.key(config.seed), mesh)
     tally = Tally(training.max_skipped, meta)
@@ -152,10 +153,12 @@ def _train_loop(experiment: Experiment, run, data, metrics, saved, notice: preem
                     metrics.write(step, values)
                     progress.update(step, **values)
             if draw_pictures and (step % training.sample_every == 0 or last):  # before the step counts as done
-                picture = draw_pictures(state.ema_params)
+                picture = draw_pictures(layout.unflatten(sharding.to_host(state.ema_params)))
                 metrics.image(step, "samples", picture)
                 atomic_write_bytes(run.path(f"samples/step_{step:07d}.png"), figures.encode_png(picture))
-            saved.save(step, state, data, {"step": step, **tally.meta()}, last, stop)
+            if saved.due(step, last, stop):
+                tree = layout.to_tree(sharding.to_host(state))
+                saved.save(step, tree, data, {"step": step, **tally.meta()}, last, stop)
             if stop and not last:
                 saved.wait()
                 notice.stop(f"step {step} of {training.num_steps}, which is saved")
@@ -190,8 +193,7 @@ def _get_picture_fn(experiment: Experiment) -> Callable[[Any], np.ndarray]:
     key = jax.random.key(config.seed)
 
     def draw(params):
-        local = jax.tree.map(lambda a: np.asarray(a.addressable_data(0)), params)
-        samples = np.asarray(solve(key, local, measurement, solver.hyper))
+        samples = np.asarray(solve(key, params, measurement, solver.hyper))
         return figures.training_grid(zero_filled, measurement.mask, samples[:2])
 
     return draw

@@ -21,8 +21,9 @@ import numpy as np
 
 from msm import datasets, run_lib
 from msm.infra import sharding
-from msm.losses import get_loss_fn, get_optimizer, get_step_fn, init_state
+from msm.losses import get_loss_fn
 from msm.models.init import init_params
+from msm.optimizer import Layout, get_optimizer, get_step_fn, init_state
 from msm.solvers import get_solver
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +64,7 @@ class TrainStep:
         self.state = sharding.replicate(init_state(params, optimizer), mesh)
         self.batch = sharding.shard_batch(next(datasets.get_train_iterator(config)), mesh)
         self.key = sharding.replicate(jax.random.key(config.seed), mesh)
-        step = sharding.data_parallel_step(get_step_fn(config, loss_fn, optimizer), mesh)
+        step = sharding.data_parallel_step(get_step_fn(config, loss_fn, optimizer, Layout(params)), mesh)
         begin = time.perf_counter()
         self.compiled = step.lower(self.state, self.batch, self.key).compile()
         self.compile_seconds = time.perf_counter() - begin

@@ -43,6 +43,11 @@ def replicate(tree, mesh: Mesh):
     return jax.tree.map(put, tree)
 
 
+def to_host(tree):
+    """Copies replicated arrays to the host: numpy arrays of one's own, which no later step changes."""
+    return jax.tree.map(lambda a: np.array(a.addressable_data(0)), tree)
+
+
 def local_share(tree):
     """This process's rows of host arrays that every process holds whole, e.g. of the places of a batch in the data.
 

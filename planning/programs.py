@@ -13,10 +13,11 @@ from ml_collections import ConfigDict
 from msm import run_lib
 from msm.infra import sharding
 from msm.infra.registry import Registry
-from msm.losses import get_loss_fn, get_optimizer, get_step_fn, init_state
+from msm.losses import get_loss_fn
 from msm.modes import sample as generation
 from msm.operators.measurement import Measurement
 from msm.operators.tasks import get_task, simulate
+from msm.optimizer import Layout, get_optimizer, get_step_fn, init_state
 from msm.predictor_corrector import PCSettings, network_calls
 from msm.solvers import get_solver
 
@@ -48,8 +49,9 @@ def lower_train(config: ConfigDict, devices: list[Any], per_device_batch: int) -
     experiment = run_lib.build(config, sharding.get_mesh(devices))
     optimizer = get_optimizer(config)
     loss_fn = get_loss_fn(config, experiment.schedule, experiment.transform, experiment.masks, experiment.denoise)
-    state = jax.eval_shape(lambda params: init_state(params, optimizer), experiment.template_params())
-    step = sharding.data_parallel_step(get_step_fn(config, loss_fn, optimizer), experiment.mesh)
+    params = experiment.template_params()
+    state = jax.eval_shape(lambda params: init_state(params, optimizer), params)
+    step = sharding.data_parallel_step(get_step_fn(config, loss_fn, optimizer, Layout(params)), experiment.mesh)
     lowered = step.lower(_replicated(state, experiment), _acquisitions(experiment, per_device_batch), _key(experiment))
     return Program(lowered, config.optim.accumulate)
 

@@ -3,12 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from msm import losses
 from msm.configs.default import get_config
-from msm.infra import sharding
 from msm.models.denoiser import get_denoise_fn, get_loss_weight, get_wiener
 from msm.operators.conjugate_gradient import conjugate_gradient
 from msm.operators.masks import get_masks
@@ -153,69 +151,3 @@ def test_conjugate_gradient_solves_each_example_and_survives_zero():
     b = jnp.asarray(rng.standard_normal((3, 6)), jnp.float32).at[1].set(0)
     x = conjugate_gradient(lambda v: jnp.einsum("bij,bj->bi", a, v), b, 12)
     np.testing.assert_allclose(x, np.linalg.solve(a, b[..., None])[..., 0], atol=1e-3)
-
-
-def step_of(config, devices):
-    loss_fn = losses.get_loss_fn(config, *parts(config))
-    optimizer = losses.get_optimizer(config)
-    mesh = sharding.get_mesh(jax.devices()[:devices])
-    step = sharding.data_parallel_step(losses.get_step_fn(config, loss_fn, optimizer), mesh)
-    state = sharding.replicate(losses.init_state(PARAMS, optimizer), mesh)
-    return step, state, sharding.shard_batch(toy_measurement(), mesh), sharding.replicate(jax.random.key(0), mesh)
-
-
-def test_gradient_accumulation_equals_the_whole_batch():
-    results = []
-    for accumulate in (1, 2, 4):
-        config = toy_config()
-        config.optim.accumulate = accumulate
-        step, state, batch, key = step_of(config, 1)
-        for _ in range(3):
-            state, metrics = step(state, batch, key)
-        results.append((np.asarray(state.params["mix"]), float(metrics["loss"])))
-    for mix, loss in results[1:]:
-        np.testing.assert_allclose(mix, results[0][0], atol=1e-6)
-        assert loss == pytest.approx(results[0][1], rel=1e-5)
-
-
-def test_step_is_deterministic_and_counts():
-    runs = []
-    for _ in range(2):
-        step, state, batch, key = step_of(toy_config(), 1)
-        for _ in range(3):
-            state, metrics = step(state, batch, key)
-        runs.append((np.asarray(state.params["mix"]), float(metrics["loss"]), int(state.step)))
-    np.testing.assert_array_equal(runs[0][0], runs[1][0])
-    assert runs[0][1:] == runs[1][1:] and runs[0][2] == 3
-
-
-def test_learning_rate_warms_up_and_decays():
-    config = toy_config()
-    optimizer = losses.get_optimizer(config)
-    params, moved = {"w": jnp.ones(())}, []
-    state = optimizer.init(params)
-    for _ in range(100):
-        updates, state = optimizer.update({"w": jnp.ones(())}, state, params)
-        moved.append(-float(updates["w"]))
-    assert moved[0] < 0.15 * max(moved) and moved[-1] < 0.01 * max(moved)
-    assert max(moved) == pytest.approx(config.optim.learning_rate, rel=0.02) and np.argmax(moved) in range(8, 13)
-
-
-def test_clipping_bounds_the_update_norm_before_adam():
-    config = toy_config()
-    config.optim.grad_clip = 0.5
-    clipped, _ = optax.clip_by_global_norm(0.5).update({"w": jnp.full((4,), 10.0)}, optax.EmptyState())
-    assert float(optax.tree.norm(clipped)) == pytest.approx(0.5, rel=1e-5)
-    step, state, batch, key = step_of(config, 1)
-    _, metrics = step(state, batch, key)
-    assert float(metrics["grad_norm"]) > 0
-
-
-def test_ema_follows_with_its_rate():
-    step, state, batch, key = step_of(toy_config(), 1)
-    before = np.asarray(state.ema_params["mix"])
-    state, _ = step(state, batch, key)
-    rate = 1 / 10  # min(0.999, (1 + 0) / (10 + 0))
-    np.testing.assert_allclose(
-        state.ema_params["mix"], rate * before + (1 - rate) * np.asarray(state.params["mix"]), rtol=1e-6
-    )

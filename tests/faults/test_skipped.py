@@ -9,11 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from msm import losses, run_lib
+from msm import run_lib
 from msm.configs.default import get_config
 from msm.infra import sharding
 from msm.infra.errors import UserError
 from msm.infra.tally import Tally
+from msm.optimizer import Layout, get_step_fn, init_state
 from tests.helpers.checks import message_of
 from tests.helpers.small_runs import saved_state, small_config
 
@@ -32,12 +33,13 @@ def toy_step(rate=0.1):
     config = get_config()
     optimizer = optax.sgd(rate, momentum=0.9)
     mesh = sharding.get_mesh(jax.devices()[:1])
-    step = sharding.data_parallel_step(losses.get_step_fn(config, toy_loss, optimizer), mesh)
-    return step, losses.init_state(PARAMS, optimizer), jax.random.key(0)
+    step = sharding.data_parallel_step(get_step_fn(config, toy_loss, optimizer, Layout(PARAMS)), mesh)
+    return step, init_state(PARAMS, optimizer), jax.random.key(0)
 
 
 def leaves(state) -> list[np.ndarray]:
-    return [np.asarray(leaf) for leaf in jax.tree.leaves((state.params, state.ema_params, state.opt_state))]
+    state = Layout(PARAMS).to_tree(state)
+    return [np.array(leaf) for leaf in jax.tree.leaves((state.params, state.ema_params, state.opt_state))]
 
 
 def test_finite_steps_are_those_of_a_step_without_the_check():
@@ -72,7 +74,7 @@ def test_finite_steps_are_those_of_a_step_without_the_check():
 )
 def test_a_step_that_is_not_finite_changes_the_step_number_alone(batch, weights, rate):
     step, state, key = toy_step(rate)
-    state = state.replace(params={**PARAMS, "w": np.float32(weights)})
+    state = state.replace(params=Layout(PARAMS).flatten({**PARAMS, "w": np.float32(weights)}))
     before = leaves(state)
     state, results = step(state, np.float32(batch) * (4 if rate > 1 else 1), key)
     assert int(results["skipped"]) == 1 and int(state.step) == 1

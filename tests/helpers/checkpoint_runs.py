@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from msm.infra.checkpoints import Checkpoints
-from msm.losses import TrainState
+from msm.optimizer import TrainState
 from tests.helpers.paths import ROOT
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.linear_schedule(0.1, 0.01, 20)))

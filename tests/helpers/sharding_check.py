@@ -4,11 +4,10 @@ import json
 import warnings
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from msm import losses
+from msm import losses, optimizer
 from msm.evaluation import memorisation
 from msm.infra import sharding
 from msm.operators.transform import get_transform
@@ -38,29 +37,28 @@ def spread(tree) -> float:
 def check_step() -> dict:
     """One step of plain gradient descent, whose update is the gradient; Adam would hide an N-fold error."""
     config, batch, key = toy_config(), toy_measurement(8), jax.random.key(0)
-    optimizer = optax.sgd(RATE)
-    step = losses.get_step_fn(config, losses.get_loss_fn(config, *parts(config)), optimizer)
+    descent, layout = optax.sgd(RATE), optimizer.Layout(PARAMS)
+    step = optimizer.get_step_fn(config, losses.get_loss_fn(config, *parts(config)), descent, layout)
     results = {}
     for count in (1, 4):
         mesh = sharding.get_mesh(jax.devices()[:count])
         args = (
-            sharding.replicate(losses.init_state(PARAMS, optimizer), mesh),
+            sharding.replicate(optimizer.init_state(PARAMS, descent), mesh),
             sharding.shard_batch(batch, mesh),
             sharding.replicate(key, mesh),
         )
         compiled = sharding.data_parallel_step(step, mesh).lower(*args).compile()
         results[count] = jax.block_until_ready(compiled(*args))
     program = compiled.as_text()
-    gradients = {
-        n: jax.tree.map(lambda p, q: (p - np.asarray(q)) / RATE, PARAMS, results[n][0].params) for n in results
-    }
+    before = layout.flatten(PARAMS)
+    gradients = {n: (before - np.asarray(results[n][0].params)) / RATE for n in results}
     split = jax.tree.map(lambda a: a.reshape(4, 2, *a.shape[1:]), batch)
     mapped = jax.pmap(step, axis_name=sharding.AXIS, in_axes=(None, 0, None), out_axes=None)
-    by_pmap = mapped(losses.init_state(PARAMS, optimizer), split, key)
+    by_pmap = mapped(optimizer.init_state(PARAMS, descent), split, key)
     tree = {n: {"metrics": results[n][1], "ema": results[n][0].ema_params, "step": results[n][0].step} for n in results}
     return {
         "gradient": distance(gradients[4], gradients[1]),
-        "gradient_size": distance(gradients[1], jax.tree.map(jnp.zeros_like, PARAMS)),
+        "gradient_size": distance(gradients[1], np.zeros_like(before)),
         "state_and_metrics": distance(tree[4], tree[1]),
         "pmap": distance(results[4], by_pmap),
         "replicas": spread(results[4]),

@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
-from msm import datasets, losses, run_lib
+from msm import datasets, optimizer, run_lib
 from msm.configs import brain64_msm
 from msm.infra.checkpoints import Checkpoints
 from msm.models.init import init_params
@@ -56,7 +56,8 @@ def saved_state(config: ConfigDict, folder: Path) -> dict[str, np.ndarray]:
     """Every array of the newest checkpoint in a workdir by its path: step, parameters, their average, optimiser."""
     experiment = run_lib.build(config)
     params = init_params(experiment.model, 0, experiment.image_shape)
-    template: Any = jax.tree.map(np.asarray, losses.init_state(params, losses.get_optimizer(config)))
+    state = optimizer.init_state(params, optimizer.get_optimizer(config))
+    template: Any = jax.tree.map(np.asarray, optimizer.Layout(params).to_tree(state))
     with Checkpoints(folder, config.training.checkpoint_every, config.training.resume_every) as saved:
         restored = saved.restore_latest(template, datasets.get_train_iterator(config))
     assert restored is not None

@@ -24,7 +24,7 @@ def found():
         "PJRT_NPROC": "16",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # of machine code: compiles faster, the same collectives
     }
-    command = [sys.executable, "-m", "tests.sharding_check"]
+    command = [sys.executable, "-m", "tests.helpers.sharding_check"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
