@@ -8,7 +8,9 @@ import pytest
 
 from msm import losses, optimizer
 from msm.infra import sharding
+from msm.infra.checkpoints import Checkpoints
 from msm.optimizer import Layout
+from tests.helpers.checkpoint_runs import make_data
 from tests.test_losses import PARAMS, parts, toy_config, toy_measurement
 
 
@@ -148,3 +150,20 @@ def test_ema_follows_with_its_rate():
     state, _ = step(state, batch, key)
     rate = 1 / 10  # min(0.999, (1 + 0) / (10 + 0))
     np.testing.assert_allclose(mix_of(state.ema_params), rate * before + (1 - rate) * mix_of(state.params), rtol=1e-6)
+
+
+def test_a_run_whose_checkpoint_holds_device_arrays_of_the_tree_goes_on(tmp_path):
+    """What was saved before there was a vector: the tree, on the devices, as Optax made it."""
+    update, layout, mesh = optimizer.get_optimizer(toy_config()), Layout(TREE), sharding.get_mesh(jax.devices()[:1])
+    old = sharding.replicate(optimizer.TrainState(jnp.int32(3), TREE, TREE, update.init(TREE)), mesh)
+    data = make_data()
+    next(data)
+    with Checkpoints(tmp_path, 3, 3) as saved:
+        saved.save(3, old, data, {"step": 3})
+        saved.wait()
+        template = jax.eval_shape(layout.to_tree, optimizer.init_state(TREE, update))
+        restored = saved.restore_latest(template, make_data())
+    assert restored is not None
+    state = layout.from_tree(restored[0])
+    assert int(state.step) == 3 and state.params.shape == (27,)
+    jax.tree.map(np.testing.assert_array_equal, layout.to_tree(state), old)
