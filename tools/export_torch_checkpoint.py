@@ -13,7 +13,8 @@ from ml_collections import ConfigDict, config_flags
 
 from msm import run_lib
 from msm.configs.rules import check as config_check
-from msm.exchange.torch_import import params_to_state_dict, write_state_dict
+from msm.exchange.torch_files import write_state_dict
+from msm.exchange.torch_import import params_to_state_dict
 from msm.infra import checkpoints, command_line, workdir
 from msm.infra.errors import UserError
 

@@ -20,7 +20,8 @@ from ml_collections import ConfigDict, config_flags
 from msm import run_lib
 from msm.configs.rules import check as config_check
 from msm.exchange import imported
-from msm.exchange.torch_import import drop_variances, read_state_dict, state_dict_to_params
+from msm.exchange.torch_files import read_state_dict
+from msm.exchange.torch_import import drop_variances, state_dict_to_params
 from msm.infra import command_line
 from msm.infra.errors import UserError
 

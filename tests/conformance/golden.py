@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from msm.configs.default import get_config
-from msm.exchange.torch_import import read_state_dict, state_dict_to_params
+from msm.exchange.torch_files import read_state_dict
+from msm.exchange.torch_import import state_dict_to_params
 from msm.models.init import param_shapes
 from msm.models.registry import get_model
 

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from msm.exchange.torch_import import params_to_state_dict, read_state_dict
+from msm.exchange.torch_files import read_state_dict
+from msm.exchange.torch_import import params_to_state_dict
 from tests.conformance.golden import golden_files, load_network
 
 TOLERANCE = 3e-5  # max abs difference; both sides are float32

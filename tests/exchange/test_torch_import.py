@@ -10,13 +10,8 @@ import numpy as np
 import pytest
 
 from msm.configs.default import get_config
-from msm.exchange.torch_import import (
-    drop_variances,
-    params_to_state_dict,
-    read_state_dict,
-    state_dict_to_params,
-    write_state_dict,
-)
+from msm.exchange.torch_files import read_state_dict, write_state_dict
+from msm.exchange.torch_import import drop_variances, params_to_state_dict, state_dict_to_params
 from msm.models.init import init_params, param_shapes
 from msm.models.registry import get_model
 from tests.helpers.checks import message_of

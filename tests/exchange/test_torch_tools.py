@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from msm import run_lib
-from msm.exchange.torch_import import params_to_state_dict, read_state_dict, write_state_dict
+from msm.exchange.torch_files import read_state_dict, write_state_dict
+from msm.exchange.torch_import import params_to_state_dict
 from msm.infra import checkpoints, workdir
 from msm.models.init import init_params
 from msm.tools.export_torch_checkpoint import export_checkpoint
