@@ -13,6 +13,7 @@ from msm.models import unrolled as ssdu
 from msm.models.denoiser import Denoised, get_loss_weight, per_example
 from msm.operators.acquisition import Acquisition
 from msm.operators.augment import get_augment_fn
+from msm.operators.image_augment import get_image_augment_fn
 from msm.operators.masks import MaskDistribution
 from msm.operators.measurement import Measurement
 from msm.operators.transform import Transform
@@ -287,6 +288,7 @@ def get_ambient_loss(config, schedule, transform, masks, denoise) -> LossFn:
     return loss
 
 
+@LOSSES.register("em")  # with completed images as what it takes for clean ones, see modes/em.py
 @LOSSES.register("dsm")
 def get_dsm_loss(config, schedule, transform, masks, denoise) -> LossFn:
     """Denoising score matching on clean images (Ho et al. 2020), the oracle: weight(sigma) mean |x - x0_hat|^2.
@@ -294,7 +296,8 @@ def get_dsm_loss(config, schedule, transform, masks, denoise) -> LossFn:
     x = T^H y of a fully sampled, noiseless acquisition; noise is added to the image, and the network sees T of it
     through the same seam as every other loss, with a mask of ones.
     """
-    weight, augment = get_loss_weight(config), get_augment_fn(config)
+    weight = get_loss_weight(config)
+    augment = get_image_augment_fn(config.em.augment) if config.loss.name == "em" else get_augment_fn(config)
 
     def loss(params, measurement, key):
         keys = example_keys(key, measurement.example_id)

@@ -24,7 +24,7 @@ from msm.losses import get_loss_fn
 from msm.models.denoiser import get_denoise_fn
 from msm.models.init import init_params, param_shapes
 from msm.models.registry import get_model
-from msm.modes import reconstruction, tuned
+from msm.modes import em, reconstruction, tuned
 from msm.modes import sample as generation
 from msm.operators.acquisition import Acquisition
 from msm.operators.masks import MaskDistribution, get_masks
@@ -87,10 +87,13 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> Experime
 
 
 def train(config: ConfigDict, folder: str) -> None:
-    """Trains, or resumes training, in `folder` until `training.num_steps`.
+    """Trains, or resumes training, in `folder` until `training.num_steps`; loss 'em' in rounds (modes/em.py).
 
     Raises Stopped after SIGTERM or SIGINT, within a step and with that step saved.
     """
+    if config.loss.name == "em":
+        em.train(config, folder)
+        return
     with processes.together():
         data = datasets.get_train_iterator(config)  # opens acquisitions only; before anything is written
         _check_noise(config)

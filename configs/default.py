@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     config.loss = _loss()
     config.optim = _optim()
     config.training = _training()
+    config.em = _em()
     config.sampling = _sampling()
     config.solver = _solver()
     config.msm_fast = _msm_fast()
@@ -111,6 +112,7 @@ def _loss() -> ConfigDict:
     """What training minimises, and what it makes of an acquisition."""
     loss = ConfigDict()
     loss.name = "msm"  # msm | msm_sure (noisy measurements) | dsm (clean images: the oracle) |
+    # em (rounds of completing the acquisitions, config.em) |
     # rivals that learn from measurements: ssdu (config.ssdu) | ambient
     loss.reduction = "observed"  # observed | all (the published code's: mean over measured and unmeasured scalars)
     loss.min_keep = 0.7  # each example keeps a uniform(min_keep, 1) share of its acquired lines; 1 keeps all
@@ -148,6 +150,24 @@ def _training() -> ConfigDict:
     training.max_skipped = 20  # so many steps in a row with a loss or gradient that is not finite end the run
     training.picture_solver = "msm"  # what reconstructs the pictures
     return training
+
+
+def _em() -> ConfigDict:
+    """Of loss em (modes/em.py): rounds of completing the training acquisitions and of learning from the completions."""
+    em = ConfigDict()
+    em.steps = 1000  # of a round; training.num_steps is of all rounds together
+    em.start = "wavelet"  # first completions: wavelet (l1-wavelet reconstructions) | prior (those of em.solver)
+    em.checkpoint = ""  # workdir whose parameters to start from; empty: random ones
+    em.solver = "msm"  # what completes
+    em.num_samples = 2  # completions of each acquisition, in place of eval.num_samples
+    em.num_levels = 14  # in place of solver.num_levels
+    em.start_sigma = 0.5  # in place of solver.start_sigma
+    em.batch_size = 8  # acquisitions completed at once, over all devices
+    em.augment = ("flip", "shift", "phase", "warp", "contrast")  # see operators/image_augment.py
+    em.judge = "msm_fast"  # what predicts hidden entries after each round; what is hidden: config.tune
+    em.split = "validation"  # whose entries
+    em.max_examples = 0  # evenly spread over the split; 0: all
+    return em
 
 
 def _sampling() -> ConfigDict:

@@ -36,7 +36,8 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.training.batch_size = 4
     config.training.log_every = config.training.resume_every = 1
     config.training.checkpoint_every = config.training.sample_every = 2
-    config.solver.num_levels = config.sampling.num_levels = 3
+    config.em.steps, config.em.batch_size, config.em.max_examples = 2, 4, 2
+    config.solver.num_levels = config.sampling.num_levels = config.em.num_levels = 3
     for solver in ("projection", "langevin_projection", "baseline", "langevin"):
         config.score_sde[solver].num_levels = 2
     config.dps.num_levels = config.ddnm.num_levels = config.msm_fast.num_levels = 3

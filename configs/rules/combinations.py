@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 from ml_collections import ConfigDict
 
+from msm.configs.rules.em import PATHS, rounds_fit
 from msm.models.levels import attention_levels, size_unit
 
 TASKS_OF_ENTRIES = ("acquired", "cs_mri", "box_inpainting", "random_inpainting")  # what they measure is a part of T x
@@ -309,6 +310,9 @@ def _training_batch_splits(c: ConfigDict) -> str | None:
         f"training.batch_size is {size}: it must be a multiple of {share} = {devices} device{'s' * (devices > 1)} x "
         f"optim.accumulate {c.optim.accumulate}, e.g. {math.ceil(size / share) * share}"
     )
+
+
+_must_fit(*PATHS, mode="train")(rounds_fit)
 
 
 @_must_fit("tune.objective", "tune.num_samples")

@@ -1,5 +1,6 @@
 """What every setting of a config must be, one rule each."""
 
+from msm.configs.rules.em import EM
 from msm.configs.rules.tune import TUNE
 from msm.configs.rules.values import (
     Rule,
@@ -118,6 +119,7 @@ SETTINGS: dict[str, Rule] = {
     "training.sample_every": integer(1),
     "training.max_skipped": integer(1),
     "training.picture_solver": SOLVER,
+    **{f"em.{key}": rule for key, rule in EM.items()},
     # sampling and reconstruction
     **{f"sampling.{key}": rule for key, rule in SAMPLER.items()},
     "sampling.method": name(registered("sampling", "METHODS")),

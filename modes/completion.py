@@ -1,0 +1,141 @@
+"""Completions of all training acquisitions, on disk batch by batch: what a round of `modes/em.py` learns from."""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from msm import datasets
+from msm.evaluation.summary import PADDING_ID
+from msm.infra import preemption, rounds, sharding
+from msm.operators.measurement import Measurement
+from msm.operators.whole_image import support_of
+from msm.solvers import get_solver
+
+COMPLETE = 0x3C  # sets the keys of completions apart from those of the other modes
+
+
+def on_acquisitions(config: ConfigDict) -> ConfigDict:
+    """A copy whose measurements are the store's own, those that training names: no reference is opened for them."""
+    config = config.copy_and_resolve_references()
+    config.task.name, config.eval.acquisition = "acquired", config.data.acquisition
+    return config
+
+
+@dataclass(frozen=True)
+class Pool:
+    """K completions of each of N acquisitions.
+
+    Attributes:
+      images: (K,N,...) as solvers return them.
+      support: (N,H,W) bool, see `support_of`, or None.
+    """
+
+    images: np.ndarray
+    support: np.ndarray | None
+
+    def batch(self, places: np.ndarray) -> Measurement:
+        """Completions as whole measurements: place j is completion j // N, modulo K, of acquisition j % N.
+
+        The id is the place, so that two completions of one acquisition are given different noise.
+        """
+        copies, total = self.images.shape[:2]
+        copy, which = np.divmod(places, total)
+        images = self.images[copy % copies, which]
+        count = len(places)
+        return Measurement(
+            y=images,
+            mask=np.ones((count, *[1] * (images.ndim - 1)), bool),
+            maps=None if self.support is None else self.support[which],
+            noise_std=np.zeros(count, np.float32),
+            example_id=places.astype(np.int32),
+        )
+
+
+def get_complete_fn(experiment, info: dict[str, Any], run, notice: preemption.Notice) -> Callable[[int, Any], Pool]:
+    """Returns complete(round, params) -> Pool of that round.
+
+    Batches that an earlier process of the run finished are read from em/round_<n> of the workdir.
+    """
+    config, mesh = experiment.config, experiment.mesh
+    batches = list(datasets.measurement_batches(config, "train", config.em.batch_size))
+    solvers = {name: _get_solver(experiment, name) for name in {config.em.solver, _first(config)}}
+    runners = {name: sharding.data_parallel_solve(solver.solve, mesh) for name, solver in solvers.items()}
+    first = jax.process_index() == 0
+
+    def complete(index: int, params) -> Pool:
+        name = config.em.solver if index else _first(config)
+        solver, begin = solvers[name], time.monotonic()
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), COMPLETE), index)
+        key = sharding.replicate(key, mesh)
+        stamp = _stamp(config, index, solver, params if solver.nfe else None, info)
+        images, real = [], []
+        for number, batch in enumerate(batches):
+            path = rounds.path_of(folder_of(run, index), number)
+            stored = rounds.read(path, stamp) if first else None
+            if sharding.from_first(np.int32(stored is None)):
+                samples = runners[name](key, params, sharding.shard_batch(batch, mesh), dict(solver.hyper))
+                mine = np.moveaxis(sharding.local_rows(samples, axis=1), 1, 0)
+                stored = {"images": sharding.gather_rows(mine)}
+                if first:
+                    rounds.write(path, stamp, stored)
+            elif jax.process_count() > 1:  # the others may not see the folder of process 0
+                shape = (config.em.batch_size, solver.num_samples, *_image_shape(experiment, batch))
+                stored = sharding.from_first(stored or {"images": np.zeros(shape, experiment.transform.dtype)})
+            images.append(np.asarray(stored["images"]))
+            real.append(sharding.gather_rows(batch.example_id != PADDING_ID))
+            if notice.reached(number) and number + 1 < len(batches):
+                notice.stop(f"batch {number + 1} of {len(batches)} of the completions of round {index}")
+        kept = np.concatenate(real)
+        pool = np.moveaxis(np.concatenate(images)[kept], 0, 1)
+        logging.info(
+            "round %d: %d x %d completions by %s, %.0f s", index, *pool.shape[:2], name, time.monotonic() - begin
+        )
+        supports = [support_of(batch.maps) for batch in batches]
+        if supports[0] is None:
+            return Pool(pool, None)
+        support = np.concatenate([sharding.gather_rows(s) for s in supports])[kept]
+        return Pool(pool, None if support.all() else support)
+
+    return complete
+
+
+def folder_of(run, index: int) -> Path:
+    return run.path(f"em/round_{index:02d}")
+
+
+def drop(run, index: int) -> None:
+    """Deletes the completions of a round that is over."""
+    if jax.process_index() == 0:
+        shutil.rmtree(folder_of(run, index), ignore_errors=True)
+
+
+def _first(config: ConfigDict) -> str:
+    """The solver of the first round."""
+    return "l1_wavelet" if config.em.start == "wavelet" else config.em.solver
+
+
+def _get_solver(experiment, name: str):
+    config = experiment.config.copy_and_resolve_references()
+    config.eval.num_samples = config.em.num_samples
+    config.solver.num_levels, config.solver.start_sigma = config.em.num_levels, config.em.start_sigma
+    return get_solver(config, experiment, name)
+
+
+def _image_shape(experiment, batch: Measurement) -> tuple[int, ...]:
+    return tuple(experiment.operator.image_shape(batch.y.shape)[1:])
+
+
+def _stamp(config: ConfigDict, index: int, solver, params, info) -> str:
+    data = {name: value for name, value in info.items() if name not in ("notes", "licences", "versions")}
+    told = (dict(solver.hyper), solver.nfe, solver.num_samples, config.em.to_dict())
+    return repr(
+        (config.seed, index, rounds.settings_of(config), told, rounds.checksum(params), rounds.code_checksum(), data)
+    )

@@ -1,0 +1,234 @@
+"""Training by expectation and maximisation: complete the training acquisitions, learn from the completions, again.
+
+Rozet et al. 2024 (arXiv 2405.13712) for MSM. A round completes every training acquisition with the parameters of the
+round before (E: posterior samples; at the start l1-wavelet reconstructions, or samples of another checkpoint), then
+trains on them as on whole images (M: loss 'em', `em.steps` steps with an optimiser of their own). All is a function of
+the acquisitions. After each round acquired entries of another split are hidden and predicted; evaluation is given the
+round that predicts them best.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from msm import datasets
+from msm.evaluation import held_out
+from msm.infra import checkpoints, preemption, processes, sharding, workdir, writers
+from msm.infra.atomic import atomic_write_json
+from msm.infra.errors import UserError
+from msm.infra.progress import Progress
+from msm.infra.tally import Tally
+from msm.losses import TrainState, get_loss_fn, get_optimizer, get_step_fn, init_state
+from msm.models.denoiser import get_denoise_fn
+from msm.models.init import init_params
+from msm.modes import completion
+from msm.operators.measurement import Measurement
+from msm.operators.whole_image import WholeImage
+from msm.solvers import get_solver
+
+MAXIMISE, JUDGE = 0x3A, 0x3D  # set the keys of training and of judging apart from those of the other modes
+_ENDLESS = 2**40  # batches
+
+
+@flax.struct.dataclass
+class RoundState:
+    """What a run needs to go on, also in the middle of a round.
+
+    Attributes:
+      train: of the round; its step counts from 0 in every round.
+      start: parameters that the round's completions are made with.
+      ema_params: of the best round so far, before the first one's end those that the run began with: what evaluation,
+        tuning and sampling load.
+    """
+
+    train: TrainState
+    start: Any
+    ema_params: Any
+
+
+def train(config: ConfigDict, folder: str) -> None:
+    """Runs, or resumes, the rounds that make up `training.num_steps`, `em.steps` each, in `folder`.
+
+    Writes what every training writes and em/rounds.json: of each round the held-out error, and which is the best.
+    Raises UserError before anything is written, and Stopped after SIGTERM or SIGINT with all saved.
+    """
+    from msm import run_lib  # which calls this
+
+    with processes.together():
+        config = completion.on_acquisitions(config)
+        experiment = run_lib.build(config)
+        info = datasets.dataset_info(config)
+        order = {"seed": config.seed, "store": {**info["settings"], "examples": info["counts"]["train"]}}
+        judge = Judge(experiment)
+        if config.em.checkpoint:
+            workdir.check_checkpoint_config(config.em.checkpoint, config)
+            checkpoints.kept_steps(config.em.checkpoint)
+        opened = workdir.open_workdir(folder, config, "train", order)
+    with opened as run:
+        writers.setup_logging(run.root, "train")
+        with (
+            preemption.watch() as notice,
+            writers.MetricWriter(run.root) as metrics,
+            checkpoints.Checkpoints(run.root, config.em.steps, config.training.resume_every) as saved,
+        ):
+            Rounds(experiment, info, judge, run, metrics, saved, notice).run()
+
+
+class Judge:
+    """The mean held-out error of a split's acquisitions (`evaluation.held_out`), with the solver `em.judge`.
+
+    Raises UserError where nothing can be hidden.
+    """
+
+    def __init__(self, experiment):
+        config, em = experiment.config, experiment.config.em
+        objective = held_out.OBJECTIVES["held_out"](config, experiment.operator)
+        read = datasets.measurement_batches(config, em.split, em.batch_size, em.max_examples)
+        self._batches = [objective.judge(batch) for batch in read]
+        counted = np.concatenate([sharding.gather_rows(batch.counts) for batch in self._batches])
+        if not counted.any():
+            raise UserError(f"{config.data.dir}, {em.split!r} has nothing to hide: choose another em.split")
+        self._mesh, self._solver = experiment.mesh, get_solver(config, experiment, em.judge)
+        self._solve = sharding.data_parallel_solve(self._solver.solve, self._mesh)
+        self._key = sharding.replicate(jax.random.fold_in(jax.random.key(config.seed), JUDGE), self._mesh)
+
+    def error(self, params) -> float:
+        """Of these parameters; equal on all processes."""
+        scores = []
+        for batch in self._batches:
+            measurement = sharding.shard_batch(batch.measurement, self._mesh)
+            samples = self._solve(self._key, params, measurement, dict(self._solver.hyper))
+            score = batch.score(sharding.local_rows(samples, axis=1))
+            scores.append(sharding.gather_rows(np.where(batch.counts, score, np.nan)))
+        return float(np.nanmean(np.concatenate(scores), dtype=np.float64))
+
+
+class Rounds:
+    """One run of `train`."""
+
+    def __init__(self, experiment, info, judge: Judge, run, metrics, saved, notice: preemption.Notice):
+        self._experiment, self._config, self._info = experiment, experiment.config, info
+        self._judge, self._run, self._metrics, self._saved, self._notice = judge, run, metrics, saved, notice
+        self._mesh = experiment.mesh
+        per_round = self._config.copy_and_resolve_references()
+        per_round.training.num_steps = self._config.em.steps  # the learning rate rises and falls in every round
+        self._optimizer = get_optimizer(per_round)
+        self._step = sharding.data_parallel_step(
+            get_step_fn(per_round, get_image_loss(experiment), self._optimizer), self._mesh
+        )
+        self._complete = completion.get_complete_fn(experiment, info, run, notice)
+        self._total = self._config.training.num_steps
+
+    def run(self) -> None:
+        em = self._config.em
+        data = self._order()
+        state, meta = self._restore(data)
+        done = int(meta.get("step", 0))
+        self._metrics.rewind(done)
+        logging.info(
+            "%s %d rounds of %d steps, from step %d of %d", "resuming:" if done else "training:",
+            self._total // em.steps, em.steps, done, self._total,
+        )  # fmt: skip
+        tally, judged = Tally(self._config.training.max_skipped, meta), list(meta.get("rounds", []))
+        with Progress(self._total, done, "train") as progress:
+            while done < self._total:
+                index = done // em.steps
+                if done % em.steps == 0:
+                    state = self._begin(state)
+                    if index:
+                        completion.drop(self._run, index - 1)
+                pool = self._complete(index, state.start)
+                last = (index + 1) * em.steps
+                key = self._key(index)
+                for step in range(done + 1, last + 1):
+                    batch = sharding.shard_batch(pool.batch(next(data)), self._mesh)
+                    trained, results = self._step(state.train, batch, key)
+                    state = state.replace(train=trained)
+                    tally.add(step, results)
+                    if step < last:
+                        self._record(step, state, data, tally, judged, progress)
+                done = last
+                state, judged = self._conclude(index, state, judged)
+                self._record(last, state, data, tally, judged, progress, last=True)
+
+    def _order(self) -> grain.DatasetIterator:
+        """The endless stream of places in the pool, (batch size of this process,) int64 each."""
+        config = self._config
+        count, size = self._info["counts"]["train"] * config.em.num_samples, config.training.batch_size
+        share = size // jax.process_count()
+
+        def read(step: int) -> np.ndarray:
+            start = step * size + jax.process_index() * share
+            return datasets.epoch_order(config.seed, count, start, share)
+
+        return iter(grain.MapDataset.range(_ENDLESS).map(read).to_iter_dataset())
+
+    def _restore(self, data) -> tuple[RoundState, dict[str, Any]]:
+        experiment, named = self._experiment, self._config.em.checkpoint
+        params = init_params(experiment.model, self._config.seed, experiment.image_shape)
+        state = sharding.replicate(RoundState(init_state(params, self._optimizer), params, params), self._mesh)
+        restored = self._saved.restore_latest(state, data)
+        if restored is not None:
+            return restored
+        if named:
+            params, step = checkpoints.load_ema_params(named, experiment.template_params())
+            logging.info("starting from the parameters of %s, step %d", named, step)
+            state = RoundState(state.train.replace(ema_params=params), params, params)
+        return state, {}
+
+    def _begin(self, state: RoundState) -> RoundState:
+        """The next round starts from the averaged parameters of the last one, with a new optimiser."""
+        params = jax.tree.map(np.asarray, jax.tree.map(lambda a: a.addressable_data(0), state.train.ema_params))
+        fresh = init_state(params, self._optimizer)
+        return RoundState(*sharding.replicate((fresh, jax.tree.map(np.copy, params)), self._mesh), state.ema_params)
+
+    def _key(self, index: int) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(self._config.seed), MAXIMISE)
+        return sharding.replicate(jax.random.fold_in(key, index), self._mesh)
+
+    def _conclude(self, index: int, state: RoundState, judged: list[dict]) -> tuple[RoundState, list[dict]]:
+        """Judges a finished round; keeps its parameters for evaluation if it is the best so far."""
+        error = self._judge.error(state.train.ema_params)
+        judged = [*judged, {"round": index, "held_out": error}]
+        best = min(judged, key=lambda entry: entry["held_out"] if np.isfinite(entry["held_out"]) else np.inf)
+        logging.info(
+            "round %d: held-out error %.5g; best is round %d with %.5g", index, error, best["round"], best["held_out"]
+        )
+        if best is judged[-1]:
+            state = state.replace(ema_params=jax.tree.map(jnp.copy, state.train.ema_params))
+        if jax.process_index() == 0:
+            atomic_write_json(self._run.path("em/rounds.json"), {"best": best["round"], "rounds": judged})
+        return state, judged
+
+    def _record(self, done: int, state, data, tally: Tally, judged, progress: Progress, last: bool = False) -> None:
+        """Metrics and checkpoints of a step; `last` of a round. Raises Stopped where a notice to stop has come."""
+        stop = self._notice.reached(done)
+        logged = last or done % self._config.training.log_every == 0
+        if logged or self._saved.due(done, last, stop):
+            values = tally.read()
+            if logged:
+                held = {"held_out": judged[-1]["held_out"]} if last else {}
+                self._metrics.write(done, {**values, "round": (done - 1) // self._config.em.steps, **held})
+                progress.update(done, **values, **held)
+        self._saved.save(done, state, data, {"step": done, "rounds": judged, **tally.meta()}, last, stop)
+        if stop and done < self._total:
+            self._saved.wait()
+            self._notice.stop(f"step {done} of {self._total}, which is saved")
+
+
+def get_image_loss(experiment) -> Callable[[Any, Measurement, jax.Array], jax.Array]:
+    """The loss of `config.loss.name` for batches of `completion.Pool`: T is the identity on the coils' support."""
+    config, whole = experiment.config, WholeImage(experiment.transform)
+
+    def net(params, images, time):
+        return experiment.model.apply({"params": params}, images, time)
+
+    denoise = get_denoise_fn(config, experiment.schedule, whole, net)
+    return get_loss_fn(config, experiment.schedule, whole, experiment.masks, denoise)
