@@ -16,7 +16,7 @@ from msm.configs.rules.values import (
     text,
 )
 
-RESERVED_FOLDERS = ("checkpoints", "checkpoints-meta", "tensorboard", "samples", "tune")
+RESERVED_FOLDERS = ("checkpoints", "checkpoints-meta", "tensorboard", "samples", "em", "tune")
 
 SOLVER = name(registered("solvers.registry", "SOLVERS", "solvers"))
 

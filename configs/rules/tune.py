@@ -2,7 +2,7 @@
 
 from msm.configs.rules.values import choice, folder_inside, integer, name, number, registered
 
-RESERVED_FOLDERS = ("checkpoints", "checkpoints-meta", "tensorboard", "samples", "eval")
+RESERVED_FOLDERS = ("checkpoints", "checkpoints-meta", "tensorboard", "samples", "em", "eval")
 
 TUNE = {
     "solver": name(registered("solvers.registry", "SOLVERS", "solvers")),
