@@ -14,7 +14,6 @@ from typing import Any
 import flax.struct
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -25,12 +24,13 @@ from msm.infra.atomic import atomic_write_json
 from msm.infra.errors import UserError
 from msm.infra.progress import Progress
 from msm.infra.tally import Tally
-from msm.losses import TrainState, get_loss_fn, get_optimizer, get_step_fn, init_state
+from msm.losses import get_loss_fn
 from msm.models.denoiser import get_denoise_fn
 from msm.models.init import init_params
 from msm.modes import completion
 from msm.operators.measurement import Measurement
 from msm.operators.whole_image import WholeImage
+from msm.optimizer import Layout, TrainState, get_optimizer, get_step_fn, init_state
 from msm.solvers import get_solver
 
 MAXIMISE, JUDGE = 0x3A, 0x3D  # set the keys of training and of judging apart from those of the other modes
@@ -39,13 +39,13 @@ _ENDLESS = 2**40  # batches
 
 @flax.struct.dataclass
 class RoundState:
-    """What a run needs to go on, also in the middle of a round.
+    """What a run needs to go on, also within a round; in checkpoints vectors are trees (`Layout.to_tree`).
 
     Attributes:
-      train: of the round; its step counts from 0 in every round.
-      start: parameters that the round's completions are made with.
-      ema_params: of the best round so far, before the first one's end those that the run began with: what evaluation,
-        tuning and sampling load.
+      train: of the round, on the devices; its step counts from 0 in every round.
+      start: (N,) numpy, the parameters that the round's completions are made with.
+      ema_params: (N,) numpy, of the best round so far, before the first one's end those that the run began with: what
+        evaluation, tuning and sampling load.
     """
 
     train: TrainState
@@ -120,9 +120,9 @@ class Rounds:
         per_round = self._config.copy_and_resolve_references()
         per_round.training.num_steps = self._config.em.steps  # the learning rate rises and falls in every round
         self._optimizer = get_optimizer(per_round)
-        self._step = sharding.data_parallel_step(
-            get_step_fn(per_round, get_image_loss(experiment), self._optimizer), self._mesh
-        )
+        self._layout = Layout(experiment.template_params())
+        step = get_step_fn(per_round, get_image_loss(experiment), self._optimizer, self._layout)
+        self._step = sharding.data_parallel_step(step, self._mesh)
         self._complete = completion.get_complete_fn(experiment, info, run, notice)
         self._total = self._config.training.num_steps
 
@@ -144,7 +144,7 @@ class Rounds:
                     state = self._begin(state)
                     if index:
                         completion.drop(self._run, index - 1)
-                pool = self._complete(index, state.start)
+                pool = self._complete(index, self._placed(state.start))
                 last = (index + 1) * em.steps
                 key = self._key(index)
                 for step in range(done + 1, last + 1):
@@ -171,23 +171,32 @@ class Rounds:
         return iter(grain.MapDataset.range(_ENDLESS).map(read).to_iter_dataset())
 
     def _restore(self, data) -> tuple[RoundState, dict[str, Any]]:
-        experiment, named = self._experiment, self._config.em.checkpoint
-        params = init_params(experiment.model, self._config.seed, experiment.image_shape)
-        state = sharding.replicate(RoundState(init_state(params, self._optimizer), params, params), self._mesh)
-        restored = self._saved.restore_latest(state, data)
+        experiment, named, layout = self._experiment, self._config.em.checkpoint, self._layout
+        state = self._first(init_params(experiment.model, self._config.seed, experiment.image_shape))
+        restored = self._saved.restore_latest(jax.eval_shape(layout.to_tree, state), data)
         if restored is not None:
-            return restored
+            state = layout.from_tree(restored[0])
+            return state.replace(train=sharding.replicate(state.train, self._mesh)), restored[1]
         if named:
             params, step = checkpoints.load_ema_params(named, experiment.template_params())
             logging.info("starting from the parameters of %s, step %d", named, step)
-            state = RoundState(state.train.replace(ema_params=params), params, params)
-        return state, {}
+            state = self._first(sharding.to_host(params))
+        return state.replace(train=sharding.replicate(state.train, self._mesh)), {}
+
+    def _first(self, params) -> RoundState:
+        """The state before the first round, of a tree of numpy arrays."""
+        flat = self._layout.flatten(jax.tree.map(np.asarray, params))
+        return RoundState(init_state(params, self._optimizer), flat, flat)
 
     def _begin(self, state: RoundState) -> RoundState:
         """The next round starts from the averaged parameters of the last one, with a new optimiser."""
-        params = jax.tree.map(np.asarray, jax.tree.map(lambda a: a.addressable_data(0), state.train.ema_params))
-        fresh = init_state(params, self._optimizer)
-        return RoundState(*sharding.replicate((fresh, jax.tree.map(np.copy, params)), self._mesh), state.ema_params)
+        start = sharding.to_host(state.train.ema_params)
+        fresh = init_state(self._layout.unflatten(start), self._optimizer)
+        return RoundState(sharding.replicate(fresh, self._mesh), start, state.ema_params)
+
+    def _placed(self, vector: np.ndarray) -> Any:
+        """The network's tree of parameters, on the devices."""
+        return sharding.replicate(self._layout.unflatten(vector), self._mesh)
 
     def _key(self, index: int) -> jax.Array:
         key = jax.random.fold_in(jax.random.key(self._config.seed), MAXIMISE)
@@ -195,14 +204,15 @@ class Rounds:
 
     def _conclude(self, index: int, state: RoundState, judged: list[dict]) -> tuple[RoundState, list[dict]]:
         """Judges a finished round; keeps its parameters for evaluation if it is the best so far."""
-        error = self._judge.error(state.train.ema_params)
+        average = sharding.to_host(state.train.ema_params)
+        error = self._judge.error(self._placed(average))
         judged = [*judged, {"round": index, "held_out": error}]
         best = min(judged, key=lambda entry: entry["held_out"] if np.isfinite(entry["held_out"]) else np.inf)
         logging.info(
             "round %d: held-out error %.5g; best is round %d with %.5g", index, error, best["round"], best["held_out"]
         )
         if best is judged[-1]:
-            state = state.replace(ema_params=jax.tree.map(jnp.copy, state.train.ema_params))
+            state = state.replace(ema_params=average)
         if jax.process_index() == 0:
             atomic_write_json(self._run.path("em/rounds.json"), {"best": best["round"], "rounds": judged})
         return state, judged
@@ -217,7 +227,9 @@ class Rounds:
                 held = {"held_out": judged[-1]["held_out"]} if last else {}
                 self._metrics.write(done, {**values, "round": (done - 1) // self._config.em.steps, **held})
                 progress.update(done, **values, **held)
-        self._saved.save(done, state, data, {"step": done, "rounds": judged, **tally.meta()}, last, stop)
+        if self._saved.due(done, last, stop):
+            tree = self._layout.to_tree(state.replace(train=sharding.to_host(state.train)))
+            self._saved.save(done, tree, data, {"step": done, "rounds": judged, **tally.meta()}, last, stop)
         if stop and done < self._total:
             self._saved.wait()
             self._notice.stop(f"step {done} of {self._total}, which is saved")
