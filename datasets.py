@@ -20,11 +20,10 @@ from msm.builders.store import config_flags, missing_keys
 from msm.infra import plain_json
 from msm.infra.errors import UserError
 from msm.infra.sharding import local_share
-from msm.operators.measurement import EvalExample, Measurement
+from msm.operators.measurement import PADDING_ID, EvalExample, Measurement
 from msm.operators.tasks import get_measure_fn
 from msm.operators.transform import get_transform
 
-PADDING_ID = -1
 _ENDLESS = 2**40  # batches
 # A record of some 100 kB takes about a millisecond: two threads keep ahead of any training step.
 _READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 
 from msm.infra.registry import Registry
 from msm.models import unrolled as ssdu
-from msm.models.denoiser import Denoised, get_loss_weight, per_example
+from msm.models.denoiser import Denoised, get_loss_weight
 from msm.operators.acquisition import Acquisition
 from msm.operators.augment import get_augment_fn
 from msm.operators.image_augment import get_image_augment_fn
-from msm.operators.masks import MaskDistribution
+from msm.operators.masks import MaskDistribution, thin
 from msm.operators.measurement import Measurement
+from msm.operators.operator import per_example
+from msm.operators.randomness import draw_noise, example_keys, split_keys
 from msm.operators.transform import Transform
 from msm.sde_lib import Schedule
 
@@ -36,11 +38,6 @@ def get_loss_fn(
     UserError for an unknown `config.loss.name`.
     """
     return LOSSES[config.loss.name](config, schedule, transform, masks, denoise)
-
-
-def example_keys(key: jax.Array, example_id: jax.Array) -> jax.Array:
-    """(B,) keys, one per example: fold_in(key, id)."""
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(example_id)
 
 
 def msm_loss(
@@ -175,21 +172,6 @@ def get_prepare_fn(config, transform: Transform, masks: MaskDistribution) -> Pre
         return augment(split_keys(keys, 0), measurement)
 
     return prepare
-
-
-def thin(key: jax.Array, mask: jax.Array, always: jax.Array, share) -> jax.Array:
-    """One example's mask without some of its entries: each is kept with probability `share`, those of `always` ever."""
-    return mask & (always | (jax.random.uniform(key, mask.shape) < share))
-
-
-def split_keys(keys: jax.Array, number: int) -> jax.Array:
-    """(B,) keys of the stream `number` of each example: 0 symmetry, 1 share, 2 level, 3 noise, 4 redraw, 5 probe."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
-
-
-def draw_noise(transform: Transform, keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """N(0,1) per real scalar, of the given batched shape, one key per example."""
-    return jax.vmap(lambda key: transform.noise(key, shape[1:]))(keys)
 
 
 @LOSSES.register("msm")

@@ -1,5 +1,6 @@
 """Measurement score-based diffusion models: train on incomplete measurements, reconstruct new ones, draw images."""
 
+import functools
 import gc
 import os
 import sys
@@ -7,6 +8,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from msm.configs.rules import known_settings
 from msm.infra import command_line
 from msm.infra.errors import Stopped, UserError
 
@@ -71,7 +73,7 @@ def main(argv: list[str]) -> None:
 def start() -> None:
     """The console command."""
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=command_line.parse)
+    app.run(main, flags_parser=functools.partial(command_line.parse, settings=known_settings))
 
 
 if __name__ == "__main__":

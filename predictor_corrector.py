@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from msm.infra.registry import Registry
-from msm.models.denoiser import per_example
 from msm.operators.measurement import Array
+from msm.operators.operator import per_example
 from msm.operators.transform import Transform
 from msm.sde_lib import Schedule, forward_sde, reverse_drift
 

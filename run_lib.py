@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from msm import datasets
 from msm.builders import store
+from msm.configs.rules import stored
 from msm.evaluation import held_out as tuning
 from msm.evaluation.metrics import get_metrics
 from msm.infra import checkpoints, preemption, processes, rounds, sharding, workdir, writers
@@ -101,7 +102,7 @@ def train(config: ConfigDict, folder: str) -> None:
         info = datasets.dataset_info(config)
         order = {"seed": config.seed, "store": {**info["settings"], "examples": info["counts"]["train"]}}
     with processes.together():
-        opened = workdir.open_workdir(folder, config, "train", order)
+        opened = stored.open_workdir(folder, config, "train", order)
     with opened as run:
         writers.setup_logging(run.root, "train")
         with (
@@ -173,10 +174,9 @@ def _check_noise(config: ConfigDict) -> None:
         return
     schedule = get_schedule(config)
     low, high = (float(schedule.sigma(jnp.asarray(schedule.grid(2))[i])) for i in (1, 0))
-    stored = store.noise_std(datasets.dataset_info(config))
-    noise_std, source = (
-        (config.loss.redraw_noise_std, "loss.redraw_noise_std") if config.loss.redraw else (stored, config.data.dir)
-    )
+    redraw = (config.loss.redraw_noise_std, "loss.redraw_noise_std")
+    measured = (store.noise_std(datasets.dataset_info(config)), config.data.dir)
+    noise_std, source = redraw if config.loss.redraw else measured
     if not 0.999 * low <= noise_std <= high:  # levels are float32
         raise UserError(
             f"{source} has noise_std {noise_std}: loss.name 'msm_sure' needs noise from the schedule's {low:.3g} to "
@@ -222,7 +222,7 @@ def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, An
         batches = list(datasets.eval_batches(config, settings.split, settings.batch_size, settings.max_examples))
     params, origin = load_params(experiment, folder) if network else (None, {})
     with processes.together():
-        opened = workdir.open_workdir(folder, config, "eval")
+        opened = stored.open_workdir(folder, config, "eval")
     with opened as run:
         setup_logging(run, origin)
         runners = {name: sharding.data_parallel_solve(s.solve, experiment.mesh) for name, s in solvers.items()}
@@ -250,7 +250,7 @@ def evaluate(config: ConfigDict, folder: str, command: str = "") -> dict[str, An
 
 def check_folders(config: ConfigDict, folder: str, mode: str, network: bool = True) -> None:
     """Raises UserError if the workdir cannot be used or holds no checkpoint: known before data are read."""
-    workdir.check_workdir(folder, config, mode)
+    stored.check_workdir(folder, config, mode)
     if network:
         checkpoints.kept_steps(config.eval.checkpoint or folder)
 
@@ -261,7 +261,7 @@ def load_params(experiment: Experiment, folder: str) -> tuple[Any, dict[str, Any
     The latter: 'checkpoint', 'training step', and 'checkpoint warning' if that is not the newest that there was.
     """
     named = experiment.config.eval.checkpoint
-    workdir.check_checkpoint_config(named or folder, experiment.config)
+    stored.check_checkpoint_config(named or folder, experiment.config)
     told: list[str] = []
     params, step = checkpoints.load_ema_params(named or folder, experiment.template_params(), warn=told.append)
     warning = {"checkpoint warning": told[0]} if told else {}
@@ -288,7 +288,7 @@ def sample(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]
         experiment = build(config)
     params, origin = load_params(experiment, folder)
     with processes.together():
-        opened = workdir.open_workdir(folder, config, "sample")
+        opened = stored.open_workdir(folder, config, "sample")
     with opened as run:
         setup_logging(run, origin)
         where = run.path(f"samples/{config.sampling.folder}")
@@ -332,7 +332,7 @@ def tune(config: ConfigDict, folder: str, command: str = "") -> dict[str, Any]:
     with processes.together():
         if not any(batch.counts.any() for batch in batches):
             raise UserError(f"{config.data.dir}, {settings.split!r} has nothing to hide: choose another tune.split")
-        opened = workdir.open_workdir(folder, given, "tune")
+        opened = stored.open_workdir(folder, given, "tune")
     with opened as run:
         setup_logging(run, origin)
         solve = study.get_solve_fn(experiment, solver, params, batches)

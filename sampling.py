@@ -23,9 +23,10 @@ import jax
 import jax.numpy as jnp
 
 from msm.infra.registry import Registry
-from msm.losses import example_keys
-from msm.models.denoiser import Denoised, per_example
+from msm.models.denoiser import Denoised
 from msm.operators.masks import MaskDistribution, get_masks, mask_sequence
+from msm.operators.operator import per_example
+from msm.operators.randomness import draw_noise_of, example_keys
 from msm.operators.transform import Transform
 from msm.predictor_corrector import PCSettings, get_pc_sampler, get_score_fn
 from msm.sde_lib import Schedule
@@ -95,11 +96,6 @@ def get_levels(settings: SamplerSettings, schedule: Schedule) -> dict[str, jax.A
         "previous": jnp.asarray([jnp.inf, *sigmas[:-1]]),
         "ahead": jnp.asarray(extrapolations(sigmas)),
     }
-
-
-def draw_noise_of(transform: Transform, keys: jax.Array, index, shape: tuple[int, ...]) -> jax.Array:
-    """N(0,1) per real scalar, of the given batched shape: the draw `index` of each example's key."""
-    return jax.vmap(lambda k: transform.noise(jax.random.fold_in(k, index), shape[1:]))(keys)
 
 
 def get_calls(settings: SamplerSettings, schedule: Schedule, transform: Transform, denoise, correct) -> Callable:

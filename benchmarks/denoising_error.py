@@ -15,9 +15,11 @@ from ml_collections import config_flags
 
 from msm import datasets, run_lib
 from msm.configs.rules import check as config_check
+from msm.configs.rules import known_settings
 from msm.infra import checkpoints, command_line
-from msm.losses import draw_noise, example_keys, observed_scalars, real_mean
-from msm.models.denoiser import per_example
+from msm.losses import observed_scalars, real_mean
+from msm.operators.operator import per_example
+from msm.operators.randomness import draw_noise, example_keys
 
 FLAGS = flags.FLAGS
 SIGMAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -54,4 +56,4 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "The run's config.")
     flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.mark_flags_as_required(["config", "workdir"])
-    command_line.start(main)
+    command_line.start(main, settings=known_settings)

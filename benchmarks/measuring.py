@@ -17,7 +17,7 @@ from msm.evaluation.metrics import natural_range, psnr, ssim
 from msm.infra import rounds
 from msm.infra.atomic import atomic_write_text
 from msm.infra.errors import UserError
-from msm.operators.measurement import EvalExample
+from msm.operators.measurement import PADDING_ID, EvalExample
 from msm.operators.tasks import get_task
 from msm.solvers.registry import Solver
 
@@ -53,7 +53,7 @@ def measure(solver: Solver, key: jax.Array, params: Any, batches: Sequence[EvalE
         samples = np.asarray(compiled(key, params, batch.measurement, hyper))
         seconds += time.monotonic() - begin
         mean, _ = evaluation.summarize_samples(samples)
-        kept = batch.measurement.example_id != evaluation.PADDING_ID
+        kept = batch.measurement.example_id != PADDING_ID
         references: Any = batch.reference
         for reference, image in zip(references[kept], mean[kept], strict=True):
             rows.append([metric(reference, image, natural_range(reference)) for metric in (psnr, ssim)])

@@ -20,6 +20,7 @@ from ml_collections import config_flags
 from msm import datasets, run_lib
 from msm.benchmarks import measuring
 from msm.configs.rules import check as config_check
+from msm.configs.rules import known_settings
 from msm.configs.tasks import PUBLISHED_IMAGES, PUBLISHED_MRI
 from msm.infra import checkpoints, command_line, rounds
 from msm.solvers import get_solver
@@ -171,4 +172,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "Folder for front.csv and front.png.")
     flags.DEFINE_multi_string("only", [""], "Measure only settings whose name holds this; may be given several times.")
     flags.mark_flags_as_required(["config", "checkpoint", "out"])
-    command_line.start(main)
+    command_line.start(main, settings=known_settings)

@@ -27,7 +27,8 @@ from ml_collections import config_flags
 from msm import datasets
 from msm.benchmarks import measuring
 from msm.configs.rules import check as config_check
-from msm.infra import checkpoints, command_line, workdir
+from msm.configs.rules import known_settings, stored
+from msm.infra import checkpoints, command_line
 from msm.infra.atomic import atomic_write_text
 from msm.infra.errors import UserError
 from msm.modes import tuned
@@ -64,7 +65,7 @@ def config_for(given, solver: str, folder: str, changes):
     """`given` with the network of `folder` and the method's own settings. Raises UserError where they do not fit."""
     config = given.copy_and_resolve_references()
     if folder:
-        trained = workdir.config_of(folder)
+        trained = stored.config_of(folder)
         for section in OF_THE_NETWORK:
             config[section] = trained[section]
         config.data.acquisition = trained.data.acquisition  # of the training; eval.acquisition is what is reconstructed
@@ -138,4 +139,4 @@ if __name__ == "__main__":
     flags.DEFINE_multi_string("tuned", [], "best.json of --mode=tune.")
     flags.DEFINE_string("out", None, "Folder for rivals.csv and rivals.md.")
     flags.mark_flags_as_required(["config", "method", "out"])
-    command_line.start(main)
+    command_line.start(main, settings=known_settings)

@@ -15,6 +15,7 @@ from ml_collections import config_flags
 from msm import datasets, run_lib
 from msm.benchmarks.quality_vs_nfe import measure
 from msm.configs.rules import check as config_check
+from msm.configs.rules import known_settings
 from msm.infra import checkpoints, command_line
 
 FLAGS = flags.FLAGS
@@ -49,4 +50,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", None, "Folder of the network's checkpoint.")
     flags.DEFINE_list("factors", ["0.5", "0.7", "1", "1.4", "2"], "Noise that the solver is told, over the true one.")
     flags.mark_flags_as_required(["config", "checkpoint"])
-    command_line.start(main)
+    command_line.start(main, settings=known_settings)

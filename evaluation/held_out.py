@@ -19,15 +19,14 @@ import numpy as np
 
 from msm.evaluation.calibration import gaussian_crps, interval_levels
 from msm.evaluation.metrics import STANDARD, natural_range
-from msm.evaluation.summary import PADDING_ID
 from msm.infra.errors import UserError
 from msm.infra.registry import Registry
-from msm.losses import example_keys
 from msm.operators.acquisition import Acquisition
 from msm.operators.coils import CALIBRATION
 from msm.operators.masks import centre_lines
-from msm.operators.measurement import Array, EvalExample, Measurement
+from msm.operators.measurement import PADDING_ID, Array, EvalExample, Measurement
 from msm.operators.operator import Operator
+from msm.operators.randomness import example_keys
 
 HIDING = 0x71DE  # sets the keys of what is hidden apart from those of the solvers' noise
 

@@ -28,10 +28,10 @@ import numpy as np
 from msm.evaluation.calibration import COVERAGES, HEAD_THRESHOLD, POSTERIOR, head_of, posterior_figures
 from msm.evaluation.metrics import METRICS, STANDARD, Metric, error_map, natural_range, nmse, psnr, ssim
 from msm.infra.errors import UserError
+from msm.operators.measurement import PADDING_ID
 
 __all__ = ["METRICS", "POSTERIOR", "error_map", "natural_range", "nmse", "posterior_figures", "psnr", "ssim"]
 
-PADDING_ID = -1
 NOT_METRICS = ("example_id", "volume", "slices", "solver")  # what a row holds besides numbers to average
 NO_REFERENCES = "Image quality is not measured: these scans have no reference images."
 NO_VOLUMES = "Figures per volume are absent: the data are single images, not slices of volumes."

@@ -6,7 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from msm.infra import checkpoints, workdir
+from msm.configs.rules import stored
+from msm.infra import checkpoints
 from msm.infra.errors import UserError
 
 
@@ -30,5 +31,5 @@ def write_workdir(
     with open(checkpoint, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     origin = {"file": checkpoint.name, "sha256": digest, **source}
-    with workdir.open_workdir(folder, config, "import") as run:
+    with stored.open_workdir(folder, config, "import") as run:
         return checkpoints.export_params(run.root, params, step, {"step": step, "imported_from": origin})

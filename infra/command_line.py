@@ -7,9 +7,9 @@ import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, Protocol
 
 from absl import app, flags
 
@@ -21,10 +21,25 @@ _SETTING = "config."
 _MISSING = "must have a value other than None"  # what absl says of a required flag
 
 
-def start(main: Callable[[list[str]], None], names: bool = False) -> NoReturn:
+class Setting(Protocol):
+    """What a setting of --config may be."""
+
+    says: Callable[[], str]
+
+    def problem(self, path: str, value: Any) -> str | None:
+        """What is wrong with a value, None if nothing."""
+        ...
+
+
+Settings = Callable[[], Mapping[str, Setting]]  # asked after a mistake only, so that every other start is quick
+
+
+def start(main: Callable[[list[str]], None], names: bool = False, settings: Settings = dict) -> NoReturn:
     """Runs a tool: `main(argv)` with absl's flags. A mistake of the user's ends in one line and status 2.
 
-    `names`: whether argv may hold names beside the flags; else they are a mistake.
+    Args:
+      names: whether argv may hold names beside the flags; else they are a mistake.
+      settings: returns those of --config, of a tool that has it.
     """
 
     def run(argv: list[str]) -> None:
@@ -33,11 +48,11 @@ def start(main: Callable[[list[str]], None], names: bool = False) -> NoReturn:
         except UserError as error:
             fail(error)
 
-    app.run(run, flags_parser=functools.partial(parse, names=names))
+    app.run(run, flags_parser=functools.partial(parse, names=names, settings=settings))
 
 
-def parse(argv: list[str], names: bool = False) -> list[str]:
-    """absl's parsing, except that a mistake is answered by one line and status 2. `names`: see `start`."""
+def parse(argv: list[str], names: bool = False, settings: Settings = dict) -> list[str]:
+    """absl's parsing, except that a mistake is answered by one line and status 2. `names`, `settings`: see `start`."""
     try:
         rest = FLAGS(argv)
         if "config" in FLAGS:
@@ -45,14 +60,14 @@ def parse(argv: list[str], names: bool = False) -> list[str]:
     except Exception as error:  # a config file is the user's own program: it may raise anything
         if "--debug" in argv:
             raise
-        fail(_mistake(error, argv))
+        fail(_mistake(error, argv, settings))
     if len(rest) > 1 and not names:
         given = ": settings are given as --config.SECTION.SETTING=VALUE" if "config" in FLAGS else ""
         fail(f"unexpected argument {rest[1]!r}{given}")
     return rest
 
 
-def _mistake(error: BaseException, argv: list[str]) -> str:
+def _mistake(error: BaseException, argv: list[str], settings: Settings) -> str:
     """What the user did wrong: absl and ml_collections wrap it, sometimes with its traceback as the message."""
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
@@ -66,10 +81,10 @@ def _mistake(error: BaseException, argv: list[str]) -> str:
     if _MISSING in text:
         return "\n".join(f"--{name} is missing: {_described(FLAGS[name].help)}" for name in _missing())
     if (wrong := re.match(r"flag --([\w.]+)=(.*?): ", text, re.DOTALL)) and wrong[1] != "config":
-        return _wrong_value(*wrong.groups())
+        return _wrong_value(*wrong.groups(), settings())
     if valueless := re.match(r"Missing value for flag --([\w.]+)", text):
         return f"--{valueless[1]} has no value: write --{valueless[1]}=VALUE"
-    return "\n".join(_unknown_settings(argv)) or _broken_config(causes[-1], _value(argv, "config"))
+    return "\n".join(_unknown_settings(argv, settings())) or _broken_config(causes[-1], _value(argv, "config"))
 
 
 def _described(help_text: str) -> str:
@@ -92,18 +107,16 @@ def _value(argv: Iterable[str], flag: str) -> str:
     return ""
 
 
-def _wrong_value(flag: str, text: str) -> str:
-    from msm.configs.rules.settings import SETTINGS
-
+def _wrong_value(flag: str, text: str, settings: Mapping[str, Setting]) -> str:
     name = flag.removeprefix(_SETTING)
-    if name in SETTINGS:
+    if name in settings:
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             value = text
-        return SETTINGS[name].problem(name, value) or f"{name} is {text!r}: it must be {SETTINGS[name].says()}"
+        return settings[name].problem(name, value) or f"{name} is {text!r}: it must be {settings[name].says()}"
     if flag != name:
-        inside = next((known for known in SETTINGS if known.startswith(f"{name}.")), "")
+        inside = next((known for known in settings if known.startswith(f"{name}.")), "")
         return f"{name} is a section of settings: set one of them, e.g. --{_SETTING}{inside}=VALUE"
     parser = FLAGS[flag].parser
     known = getattr(parser, "enum_values", None)
@@ -112,14 +125,12 @@ def _wrong_value(flag: str, text: str) -> str:
     return f"--{flag} is {text!r}: it must be {parser.syntactic_help or 'something else'}"
 
 
-def _unknown_settings(argv: Iterable[str]) -> list[str]:
+def _unknown_settings(argv: Iterable[str], settings: Mapping[str, Setting]) -> list[str]:
     """A line for every --config.NAME that is no setting."""
-    from msm.configs.rules.settings import SETTINGS
-
     given = [word.lstrip("-").partition("=")[0] for word in argv if word.lstrip("-").startswith(_SETTING)]
     names = [name.removeprefix(_SETTING) for name in given]
-    unknown = [name for name in names if name not in SETTINGS]
-    return [f"{name} is not a setting of configs/default.py{nearest(name, SETTINGS)}" for name in unknown]
+    unknown = [name for name in names if name not in settings]
+    return [f"{name} is not a setting of configs/default.py{nearest(name, settings)}" for name in unknown]
 
 
 def _broken_config(error: BaseException, given: str) -> str:

@@ -9,23 +9,19 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from msm.configs.default import get_config
 from msm.infra import plain_json
 from msm.infra.atomic import atomic_write_json, safe_join
 from msm.infra.errors import DISK_ERRORS, IN_THE_WAY, UserError
-from msm.models.levels import attention_at
 
-# Settings without which a checkpoint means something else. A name that ends in '.' stands for its whole section.
-OF_THE_NETWORK = ("model.", "denoiser.", "schedule.name", "transform.")
-OF_THE_DATA = ("data.image_size", "data.num_coils", "data.acquisition")
-OF_THE_RUN = (*OF_THE_NETWORK, *OF_THE_DATA, "schedule.", "loss.name", "loss.redraw", "loss.redraw_noise_std")
-HOW_TO_COMPUTE = ("model.dtype", "model.remat")  # change speed and memory, not what the parameters mean
+# Returns the settings in a folder's config.json, flat, None without one; raises UserError where this run's are others.
+Agree = Callable[[Path, ConfigDict], dict[str, Any] | None]
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
@@ -73,7 +69,7 @@ class Workdir:
 
 
 def open_workdir(
-    workdir: str | os.PathLike, config: ConfigDict, mode: str, data: dict[str, Any] | None = None
+    workdir: str | os.PathLike, config: ConfigDict, mode: str, data: dict[str, Any] | None = None, *, agree: Agree
 ) -> Workdir:
     """Makes or reopens the folder of a run; nothing is written unless every check passes.
 
@@ -87,15 +83,16 @@ def open_workdir(
       mode: train | eval | tune | sample. Runs of different modes may share a workdir at the same time.
       data: what decides which examples and random numbers this mode sees at which step, e.g. the seed; JSON values.
         Noted in manifest.json; with other data a run of this mode is refused: it would not go on with what was begun.
+      agree: compares the settings with those of the folder.
 
     Raises:
       UserError: the folder cannot be used, belongs to another config, or a live process runs this mode in it.
     """
-    root = check_workdir(workdir, config, mode)
-    now, before = _flat(config), _read_config(root / "config.json")
-    known, data = recorded_data(root, mode), _flat(data or {})
+    root = check_workdir(workdir, config, mode, agree)
+    now, before = flat(config), agree(root, config)
+    known, data = recorded_data(root, mode), flat(data or {})
     if known:
-        _refuse_differences(root, known, data, tuple({*known, *data}), "workdir")
+        refuse_differences(root, known, data, lambda key: True, "workdir")
     if jax.process_index() != 0:
         return Workdir(root, mode)
     try:
@@ -114,51 +111,14 @@ def open_workdir(
     return opened
 
 
-def check_workdir(workdir: str | os.PathLike, config: ConfigDict, mode: str) -> Path:
+def check_workdir(workdir: str | os.PathLike, config: ConfigDict, mode: str, agree: Agree) -> Path:
     """Returns the folder of a run, of which `open_workdir` would not complain; writes nothing. Raises as it does."""
     root = _usable_folder(workdir)
-    before = _read_config(root / "config.json")
-    if before is not None:
-        _refuse_differences(root, before, _flat(config), OF_THE_RUN, "workdir")
+    agree(root, config)
     path = root / f".lock-{mode}"
     if jax.process_index() == 0 and path.is_file() and os.access(path, os.R_OK):
         _lock(path, mode, "r").close()
     return root
-
-
-def check_checkpoint_config(folder: str | os.PathLike, config: ConfigDict) -> None:
-    """Raises UserError if the checkpoints in `folder` belong to a network of another meaning than config's.
-
-    Compared with <folder>/config.json, if there is one: model, denoiser, schedule.name and transform. Shapes alone do
-    not tell: a network trained with another sigma_data has the same shapes and gives wrong pictures. At another image
-    size than the trained one, it is the levels with attention that must be the same.
-    """
-    folder = Path(folder).expanduser().resolve()
-    before, now = _read_config(folder / "config.json"), _flat(config)
-    if before is not None:
-        for settings in (before, now):
-            resolutions, size = settings["model.attention_resolutions"], settings["data.image_size"]
-            settings["model.attention_resolutions"] = list(
-                attention_at(config.data.image_size, config.model, resolutions, size)
-            )
-        _refuse_differences(folder, before, now, OF_THE_NETWORK, "checkpoint")
-
-
-def config_of(folder: str | os.PathLike) -> ConfigDict:
-    """Returns the settings in the config.json of a workdir or a folder of pretrained/, absent ones at their defaults.
-
-    Raises UserError if there is none.
-    """
-    path = Path(folder).expanduser() / "config.json"
-    stored = _read_config(path)
-    if stored is None:
-        raise UserError(f"{path} is missing: name the folder of a workdir or of a pretrained checkpoint")
-    config = get_config()
-    with config.unlocked():
-        for name, value in stored.items():
-            section, _, key = name.rpartition(".")
-            (config[section] if section else config)[key] = tuple(value) if isinstance(value, list) else value
-    return config
 
 
 def _usable_folder(workdir: str | os.PathLike) -> Path:
@@ -174,34 +134,31 @@ def _usable_folder(workdir: str | os.PathLike) -> Path:
     return root
 
 
-def _flat(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
+def flat(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
     """Returns {"model.num_channels": 64, ...} with values as they look after a round trip through JSON."""
-    flat = {}
+    values = {}
     for key, value in config.items():
         if isinstance(value, ConfigDict | dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
+            values.update(flat(value, f"{prefix}{key}."))
         else:
-            flat[prefix + key] = json.loads(json.dumps(value))
-    return flat
+            values[prefix + key] = json.loads(json.dumps(value))
+    return values
 
 
-def _read_config(path: Path) -> dict[str, Any] | None:
-    """Returns the flat settings in a config.json, absent ones at their defaults; None if there is no such file."""
+def read_config(path: Path) -> dict[str, Any] | None:
+    """Returns the flat settings in a config.json, None if there is no such file. Raises UserError if it is damaged."""
     if not path.exists():
         return None
     try:
-        stored = _flat(plain_json.parse(path.read_bytes()))
+        return flat(plain_json.parse(path.read_bytes()))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): mend it, or choose another --workdir") from error
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}): mend it, or choose another --workdir") from error
-    return {**_flat(get_config()), **stored}
 
 
-def _refuse_differences(folder: Path, before: dict, now: dict, keys: tuple[str, ...], what: str) -> None:
-    def matters(key: str) -> bool:
-        return key not in HOW_TO_COMPUTE and any(f"{key}.".startswith(k) if k.endswith(".") else key == k for k in keys)
-
+def refuse_differences(folder: Path, before: dict, now: dict, matters: Callable[[str], bool], what: str) -> None:
+    """Raises UserError if two flat configs differ in a setting that matters; `what` is 'workdir' or 'checkpoint'."""
     missing = object()
     wrong = []
     for key in sorted({*before, *now}):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from msm.infra.registry import Registry
 from msm.operators.conjugate_gradient import conjugate_gradient
+from msm.operators.operator import per_example
 from msm.operators.transform import Transform, normal
 from msm.sde_lib import Schedule
 
@@ -35,11 +36,6 @@ class Denoised:
 Sandwich = Callable[..., jax.Array]
 SANDWICHES: Registry[Callable[..., Sandwich]] = Registry("sandwich")
 PARAMETRIZATIONS: Registry[Callable] = Registry("parametrization")
-
-
-def per_example(values: jax.Array, like: jax.Array) -> jax.Array:
-    """(B,) -> (B,1,...,1) with the rank of `like`."""
-    return values.reshape(values.shape[0], *([1] * (like.ndim - 1)))
 
 
 def get_denoise_fn(config, schedule: Schedule, transform: Transform, net: Callable) -> Callable[..., Denoised]:

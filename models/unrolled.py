@@ -10,7 +10,7 @@ calibration lines. With x_0 = C(0), the damped least-squares image of Theta,
 for k = 1..K: alternate regularisation and data consistency with shared weights; K = 1 is one network call. The
 regulariser D is the denoiser of every other method, told of noise sigma = `ssdu.sigma` in the image: under 'edm' the
 network corrects x / (1 + (sigma/sigma_d)^2) by c_out, which is close to sigma, times its output. So sigma is how wrong
-x_{k-1} may be, and mu = (noise_std / sigma)^2 at least MIN_DAMPING. Published: learned mu, K = 10, a ResNet.
+x_{k-1} may be, and mu = (noise_std / sigma)^2 at least LEAST_MU. Published: learned mu, K = 10, a ResNet.
 """
 
 from collections.abc import Callable
@@ -18,15 +18,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from msm.models.denoiser import Denoised, per_example
+from msm.models.denoiser import Denoised
 from msm.operators.conjugate_gradient import conjugate_gradient
 from msm.operators.measurement import Array, Measurement
-from msm.operators.operator import Operator, per_image
+from msm.operators.operator import Operator, per_example
 from msm.operators.transform import Transform
 from msm.sde_lib import Schedule
 
 CG_STEPS = 10  # of a data-consistency step, the same in training and in reconstruction
-MIN_DAMPING = 1e-3  # of noiseless data: so many steps solve no worse condition
+LEAST_MU = 1e-3  # of noiseless data: so many steps solve no worse condition
 
 
 def split(key: jax.Array, mask: jax.Array, always: jax.Array, share) -> tuple[jax.Array, jax.Array]:
@@ -46,7 +46,7 @@ def get_consistency(operator: Operator, y: Array, mask: Array, maps: Array | Non
     """Returns C of the module's docstring, for a batch; mu (B,) > 0."""
 
     def damped(x):
-        return operator.normal(x, mask, maps) + per_image(mu, x) * x
+        return operator.normal(x, mask, maps) + per_example(mu, x) * x
 
     def consistent(v):
         residual = operator.adjoint(y, mask, maps) - operator.normal(v, mask, maps)
@@ -63,7 +63,7 @@ def get_reconstruct_fn(config, schedule: Schedule, transform: Transform, operato
     sigma, unrolls = config.ssdu.sigma, config.ssdu.unrolls
 
     def reconstruct(denoise: Callable[..., Denoised], m: Measurement) -> jax.Array:
-        mu = jnp.maximum((m.noise_std / sigma) ** 2, MIN_DAMPING)
+        mu = jnp.maximum((m.noise_std / sigma) ** 2, LEAST_MU)
         consistent = get_consistency(operator, m.y, m.mask, m.maps, mu)
         level = schedule.level(jnp.full(mu.shape, sigma))
         whole = jnp.ones((mu.shape[0], 1, 1, 1), bool)

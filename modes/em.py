@@ -18,8 +18,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from msm import datasets
+from msm.configs.rules import stored
 from msm.evaluation import held_out
-from msm.infra import checkpoints, preemption, processes, sharding, workdir, writers
+from msm.infra import checkpoints, preemption, processes, sharding, writers
 from msm.infra.atomic import atomic_write_json
 from msm.infra.errors import UserError
 from msm.infra.progress import Progress
@@ -68,9 +69,9 @@ def train(config: ConfigDict, folder: str) -> None:
         order = {"seed": config.seed, "store": {**info["settings"], "examples": info["counts"]["train"]}}
         judge = Judge(experiment)
         if config.em.checkpoint:
-            workdir.check_checkpoint_config(config.em.checkpoint, config)
+            stored.check_checkpoint_config(config.em.checkpoint, config)
             checkpoints.kept_steps(config.em.checkpoint)
-        opened = workdir.open_workdir(folder, config, "train", order)
+        opened = stored.open_workdir(folder, config, "train", order)
     with opened as run:
         writers.setup_logging(run.root, "train")
         with (

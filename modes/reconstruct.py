@@ -13,18 +13,17 @@ from msm.builders.raw import RawVolume
 from msm.builders.scans.scan import Options, Scan, prepare_scan
 from msm.builders.scans.subjects import SUFFIXES
 from msm.configs.rules import check as config_check
+from msm.configs.rules import stored
 from msm.evaluation.metrics import get_metrics
 from msm.infra import preemption, rounds, sharding, workdir
 from msm.infra.errors import UserError
 from msm.infra.progress import Progress
 from msm.models.levels import attention_at, size_unit
 from msm.modes import reconstruction
-from msm.operators.measurement import EvalExample, Measurement
+from msm.operators.measurement import PADDING_ID, EvalExample, Measurement
 from msm.operators.tasks import get_task
 from msm.reports.volumes import Volume
 from msm.solvers import get_solver
-
-PADDING_ID = -1
 
 
 def name_of(path: str) -> str:
@@ -82,7 +81,7 @@ def reconstruct(config: ConfigDict, raw: RawVolume, options: Options, name: str,
     Returns:
       The volume of the last solver.
 
-    Raises UserError: see `set_size`, `prepare_scan`, `config_check.check`, `workdir.open_workdir`; for a folder that
+    Raises UserError: see `set_size`, `prepare_scan`, `config_check.check`, `stored.open_workdir`; for a folder that
     holds the results of another raw file.
     """
     set_size(config, options.size)
@@ -108,7 +107,7 @@ def reconstruct(config: ConfigDict, raw: RawVolume, options: Options, name: str,
         "notes": [f"{name}: {'; '.join(scan.facts['steps'])}; noise from the {scan.facts['noise_from']}."],
         "content": hashlib.sha256(scan.y.tobytes() + scan.maps.tobytes()).hexdigest(),
     }
-    with workdir.open_workdir(folder, config, "reconstruct", source) as run:
+    with stored.open_workdir(folder, config, "reconstruct", source) as run:
         run_lib.setup_logging(run, origin)
         runners = {n: sharding.data_parallel_solve(s.solve, experiment.mesh) for n, s in solvers.items()}
         stamp, done, compiled = reconstruction.stamp_of(config, solvers, params, info), [], {}

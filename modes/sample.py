@@ -22,7 +22,7 @@ from msm.infra import preemption, rounds, sharding
 from msm.infra.atomic import atomic_write_bytes
 from msm.infra.errors import UserError
 from msm.infra.progress import Progress
-from msm.operators.measurement import Measurement
+from msm.operators.measurement import PADDING_ID, Measurement
 from msm.operators.transform import get_transform
 from msm.reports import figures
 from msm.reports import samples_page as sample_report
@@ -317,7 +317,7 @@ def _nearest(experiment, acquisitions, images: np.ndarray) -> tuple[np.ndarray, 
     with Progress(-(-total // size), 0, "compare", unit="batch") as progress:
         for count, start in enumerate(range(0, total, size), start=1):
             places = np.arange(start, start + size)
-            ids = np.where(places < total, acquisitions.ids[places % total], datasets.PADDING_ID).astype(np.int32)
+            ids = np.where(places < total, acquisitions.ids[places % total], PADDING_ID).astype(np.int32)
             mine, named = sharding.local_share((places % total, ids))
             batch = sharding.shard_batch(replace(acquisitions.batch(mine), example_id=named), mesh)
             found = sharding.local_rows(runner(key, images, batch, {}), axis=1)

@@ -26,7 +26,7 @@ import numpy as np
 
 from msm.infra.registry import Registry
 from msm.operators.conjugate_gradient import conjugate_gradient
-from msm.operators.operator import damped_reciprocal, every_copy, per_image
+from msm.operators.operator import damped_reciprocal, every_copy, per_example
 
 VIEWS_AT_ONCE = 8  # at most so many in parallel: memory for as many copies of the weights of one view
 BINS_OF_A_PIXEL = 3  # a shadow is at most sqrt(2) wide
@@ -282,7 +282,7 @@ class ParallelBeam:
             for _ in range(2):  # the second time removes the rounding of the first, which 1/mu would amplify
                 rest = rest - _combine(right, _coefficients(right, rest), size)
             inside = inside * damped_reciprocal(values[:, None] ** 2, mu[:, None, None])
-            return _combine(right, inside, size) + rest * damped_reciprocal(0.0, per_image(mu, b))
+            return _combine(right, inside, size) + rest * damped_reciprocal(0.0, per_example(mu, b))
 
         return solve
 
@@ -290,7 +290,7 @@ class ParallelBeam:
         return mask[0].size == 1 and self.views * num_bins(size) <= MOST_RAYS
 
     def _solve(self, b, mu, mask, steps: int):
-        every_mask, damping = every_copy(mask, b.shape[0]), per_image(mu, b)
+        every_mask, damping = every_copy(mask, b.shape[0]), per_example(mu, b)
         return conjugate_gradient(lambda x: self.normal(x, every_mask, None) + damping * x, b, steps)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from msm.operators.conjugate_gradient import conjugate_gradient
 from msm.operators.fourier import COLUMNS, fft2c, ifft2c
 from msm.operators.measurement import Array
-from msm.operators.operator import damped_reciprocal, every_copy, per_image
+from msm.operators.operator import damped_reciprocal, every_copy, per_example
 from msm.operators.transform import Identity, MultiCoilFourier, Transform, normal
 
 RANK_CUTOFF = 1e-5  # eigenvalues of T^H S T (at most 1) below it are rounding in float32: no part of a pseudo-inverse
@@ -35,11 +35,11 @@ def get_damped_inverse(transform: Transform, mask: Array, maps: Array | None, cg
     if type(transform) is MultiCoilFourier and maps is not None and mask.shape[-2] == 1:
         return _row_solver(mask, maps)
     if type(transform) is Identity:  # of a subclass T may be anything
-        return lambda b, mu: damped_reciprocal(every_copy(mask, b.shape[0]), per_image(mu, b)) * b
+        return lambda b, mu: damped_reciprocal(every_copy(mask, b.shape[0]), per_example(mu, b)) * b
 
     def solve(b, mu):
         every_mask, every_maps = (every_copy(a, b.shape[0]) for a in (mask, maps))
-        damping = per_image(mu, b)
+        damping = per_example(mu, b)
         return conjugate_gradient(lambda x: normal(transform, x, every_mask, every_maps) + damping * x, b, cg_steps)
 
     return solve

@@ -294,6 +294,11 @@ def get_random_boxes(masks, size: int, density: float = 0.0) -> RandomBoxes:
     return RandomBoxes(size, masks.grid, drop)
 
 
+def thin(key: jax.Array, mask: jax.Array, always: jax.Array, share) -> jax.Array:
+    """One example's mask without some of its entries: each is kept with probability `share`, those of `always` ever."""
+    return mask & (always | (jax.random.uniform(key, mask.shape) < share))
+
+
 def mask_sequence(masks: MaskDistribution, key: jax.Array, number: int, order: str, covered: jax.Array):
     """Draws `number` masks.
 

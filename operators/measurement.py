@@ -6,6 +6,8 @@ import flax.struct
 
 Array = Any  # jax.Array in compiled code, np.ndarray on the host
 
+PADDING_ID = -1  # example_id of what only fills a batch up
+
 
 @flax.struct.dataclass
 class Measurement:
@@ -18,7 +20,7 @@ class Measurement:
       maps: (B,C,H,W) complex64 coil sensitivity maps with sum_c |C_c|^2 = 1 on their support, 0 elsewhere; None for
         images.
       noise_std: (B,) float32, standard deviation of the noise per real scalar, in the units of `y`.
-      example_id: (B,) int32, unique within the dataset; random numbers are keyed by it (-1 marks padding).
+      example_id: (B,) int32, unique within the dataset; random numbers are keyed by it (PADDING_ID: padding).
     """
 
     y: Array

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from msm.operators.measurement import Array
 
+MIN_DAMPING = 1e-5  # mu that keeps noiseless problems with a null space solvable in float32
+
 
 class Operator(Protocol):
     """H from images x (B,...) to measurements y (B,...), example by example.
@@ -50,9 +52,9 @@ class Operator(Protocol):
         ...
 
 
-def per_image(mu: jax.Array, like: jax.Array) -> jax.Array:
-    """(N,) -> (N,1,...,1) with the rank of `like`."""
-    return jnp.reshape(mu, (-1, *[1] * (like.ndim - 1)))
+def per_example(values: jax.Array, like: jax.Array) -> jax.Array:
+    """(B,) -> (B,1,...,1) with the rank of `like`."""
+    return jnp.reshape(values, (-1, *[1] * (like.ndim - 1)))
 
 
 def damped_reciprocal(values: Array, mu: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from msm.operators.operator import damped_reciprocal, per_image
+from msm.operators.operator import damped_reciprocal, per_example
 
 SPECTRUM_CUTOFF = 0.01  # of a blur, relative to its largest value: frequencies below it count as not measured
 CHANNELS = 3
@@ -96,7 +96,7 @@ class Downsample:
         def solve(b, mu):
             rows, columns = self._axes(b.shape)
             values = (np.multiply.outer(rows["singular"], columns["singular"]) ** 2)[None, :, :, None]
-            inside = _both_axes(rows["v"].T, columns["v"].T, b) * damped_reciprocal(values, per_image(mu, b))
+            inside = _both_axes(rows["v"].T, columns["v"].T, b) * damped_reciprocal(values, per_example(mu, b))
             return _both_axes(rows["v"], columns["v"], inside)
 
         return solve
@@ -235,7 +235,7 @@ class Grey:
         del mask, maps
 
         def solve(b, mu):
-            mean, damping = jnp.mean(b, axis=-1, keepdims=True), per_image(mu, b)
+            mean, damping = jnp.mean(b, axis=-1, keepdims=True), per_example(mu, b)
             return damped_reciprocal(1 / CHANNELS, damping) * mean + damped_reciprocal(0.0, damping) * (b - mean)
 
         return solve

@@ -9,8 +9,9 @@ too, and not here: 300 Euler steps with added noise; the steps here are those of
 
 import jax
 
-from msm.losses import split_keys, thin
+from msm.operators.masks import thin
 from msm.operators.measurement import Measurement
+from msm.operators.randomness import split_keys
 from msm.solvers.ancestral import get_ancestral_solver
 from msm.solvers.dps import SEARCH, get_dps_update
 from msm.solvers.registry import SOLVERS, Solver

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from msm.models.denoiser import per_example
-from msm.sampling import SamplerSettings, draw_noise_of, get_levels
+from msm.operators.operator import per_example
+from msm.operators.randomness import draw_noise_of
+from msm.sampling import SamplerSettings, get_levels
 from msm.solvers.guidance import get_copies
 from msm.solvers.registry import Range, Solver
 

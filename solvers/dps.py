@@ -16,9 +16,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from msm.models.denoiser import per_example
 from msm.operators.measurement import Measurement
-from msm.operators.operator import Operator
+from msm.operators.operator import Operator, per_example
 from msm.sampling import fresh_share, reverse_step
 from msm.solvers.ancestral import get_ancestral_solver, see_whole
 from msm.solvers.registry import SOLVERS, Range, Solver

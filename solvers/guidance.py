@@ -25,15 +25,13 @@ import jax
 import jax.numpy as jnp
 
 from msm.infra.registry import Registry
-from msm.losses import example_keys
-from msm.models.denoiser import per_example
 from msm.operators.fourier_slice import FourierSlice
 from msm.operators.measurement import Measurement
-from msm.operators.operator import Operator, every_copy
+from msm.operators.operator import MIN_DAMPING, Operator, every_copy, per_example
+from msm.operators.randomness import example_keys
 from msm.predictor_corrector import Level, PCSettings, get_pc_sampler, get_score_fn, network_calls
 from msm.solvers.registry import Hyper, Range, Solver
 
-MIN_DAMPING = 1e-5  # keeps noiseless problems with a null space solvable in float32
 WEIGHT, GAMMA = Range(0.0, 1.0), Range(0.1, 20.0)  # where the published search looks
 
 # Factories: get(operator, measurement, copies) -> move(u, target, mu, weight), see `get_projector`.

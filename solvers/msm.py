@@ -24,15 +24,14 @@ import jax
 import jax.numpy as jnp
 
 from msm.infra.registry import Registry
-from msm.losses import example_keys
 from msm.operators.masks import get_masks
 from msm.operators.measurement import Measurement
-from msm.operators.operator import Operator, every_copy
+from msm.operators.operator import MIN_DAMPING, Operator, every_copy
+from msm.operators.randomness import example_keys
 from msm.sampling import get_sampler, get_settings
 from msm.solvers.registry import SOLVERS, Range, Solver, temper
 
 START_RIDGE = 0.003  # of the Tikhonov image that a warm start begins from
-MIN_DAMPING = 1e-5  # keeps noiseless problems with a null space solvable in float32
 
 SEARCH = {"gamma": Range(0.1, 2.0)}  # gamma >= 2 overshoots the data by what it missed them
 SEARCH_ETA = {"eta": Range(0.0, 1.0)}  # plug_and_play has no noise

@@ -80,7 +80,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def image_store(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store of `tests.pictures.source`: 6 train, 2 validation, 3 test pictures with noise. Do not change it."""
+    """The store of `helpers.pictures.source`: 6 train, 2 validation, 3 test pictures with noise. Do not change it."""
     store = tmp_path_factory.mktemp("data") / "image_store"
     make_store(pictures, store)
     return store

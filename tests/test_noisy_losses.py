@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from msm import losses
-from msm.models.denoiser import Denoised, get_denoise_fn, get_loss_weight, per_example
+from msm.models.denoiser import Denoised, get_denoise_fn, get_loss_weight
+from msm.operators import randomness
 from msm.operators.masks import get_masks
 from msm.operators.measurement import Measurement
+from msm.operators.operator import per_example
 from msm.operators.transform import get_transform
 from msm.sde_lib import get_schedule
 from tests.test_losses import PARAMS, SIZE, linear_net, parts, toy_config, toy_measurement
@@ -52,7 +54,7 @@ def terms(theta, schedule_name, sigma, count=None):
     """(denoising term, risk) of `msm_sure_loss`, each (B,), unweighted, at noise level sigma."""
     _, schedule, transform, _, s, mask = toy(schedule_name)
     keys = jax.vmap(jax.random.key)(jnp.arange(BATCH))
-    noise, probe = (losses.draw_noise(transform, losses.split_keys(keys, n), s.shape) for n in (3, 5))
+    noise, probe = (randomness.draw_noise(transform, randomness.split_keys(keys, n), s.shape) for n in (3, 5))
     t, rho = jnp.full(BATCH, schedule.level(sigma)), jnp.full(BATCH, RHO)
     return losses.msm_sure_loss(
         scaled_truth(schedule, theta), schedule, transform, jnp.ones_like, s, mask, None, rho, noise, probe, t, 0.005,
@@ -86,7 +88,7 @@ def test_below_the_noise_the_target_is_the_denoised_measurement_and_carries_no_g
     """y1 = D_rho(s) has variance v' = v^2 / (v + rho^2); at lower noise the minimiser is the denoiser of that."""
     _, schedule, transform, _, s, mask = toy()
     sigma, less = 0.1, VARIANCE**2 / (VARIANCE + RHO**2)
-    noise = losses.draw_noise(transform, jax.vmap(jax.random.key)(jnp.arange(BATCH)), s.shape)
+    noise = randomness.draw_noise(transform, jax.vmap(jax.random.key)(jnp.arange(BATCH)), s.shape)
     t, rho = jnp.full(BATCH, schedule.level(jnp.float32(sigma))), jnp.full(BATCH, RHO)
 
     @jax.jit
@@ -177,9 +179,9 @@ def test_noisy_loss_is_the_weighted_sum_of_its_terms_in_two_network_calls():
     assert calls == [8, 4]
     config.loss.sure_weight = 0.0
     fit = losses.get_loss_fn(config, schedule, transform, masks, denoise)(PARAMS, m, key)
-    keys = losses.example_keys(key, m.example_id)
-    t = jax.vmap(schedule.sample)(losses.split_keys(keys, 2))
-    noise, probe = (losses.draw_noise(transform, losses.split_keys(keys, n), m.y.shape) for n in (3, 5))
+    keys = randomness.example_keys(key, m.example_id)
+    t = jax.vmap(schedule.sample)(randomness.split_keys(keys, 2))
+    noise, probe = (randomness.draw_noise(transform, randomness.split_keys(keys, n), m.y.shape) for n in (3, 5))
     first, risk = losses.msm_sure_loss(
         lambda *a: denoise(PARAMS, *a), schedule, transform, get_loss_weight(config), m.y, m.mask, m.maps, m.noise_std,
         noise, probe, t, 0.005,
@@ -210,9 +212,9 @@ def test_oracle_loss_is_the_plain_noise_loss_on_images():
     m, x = full_measurement()
     key = jax.random.key(2)
     loss = losses.get_loss_fn(config, schedule, transform, get_masks(config), denoise)(PARAMS, m, key)
-    keys = losses.example_keys(key, m.example_id)
-    t = jax.vmap(schedule.sample)(losses.split_keys(keys, 2))
-    n = losses.draw_noise(transform, losses.split_keys(keys, 3), x.shape)
+    keys = randomness.example_keys(key, m.example_id)
+    t = jax.vmap(schedule.sample)(randomness.split_keys(keys, 2))
+    n = randomness.draw_noise(transform, randomness.split_keys(keys, 3), x.shape)
     x_t = schedule.alpha(t)[:, None, None] * (x + schedule.sigma(t)[:, None, None] * n)
     eps = transform.from_channels(linear_net(PARAMS, transform.to_channels(x_t), t))
     np.testing.assert_allclose(loss, jnp.mean(jnp.abs(n - eps) ** 2, axis=(1, 2)) / 2, rtol=1e-3)
@@ -226,7 +228,7 @@ def test_redraw_makes_fresh_acquisitions_of_the_requested_kind():
     m, _ = full_measurement(batch=64)
     m = m.replace(example_id=np.arange(64, dtype=np.int32))
     prepare = losses.get_prepare_fn(config, transform, masks)
-    one, two = (prepare(losses.example_keys(jax.random.key(k), m.example_id), m) for k in range(2))
+    one, two = (prepare(randomness.example_keys(jax.random.key(k), m.example_id), m) for k in range(2))
     assert isinstance(one, Measurement) and not np.array_equal(one.mask, two.mask)
     probability = np.asarray(masks.inclusion_probability())
     drawn = np.concatenate([one.mask, two.mask]).mean(axis=0)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from msm.configs.default import get_config
-from msm.losses import example_keys
 from msm.models.denoiser import Denoised, get_denoise_fn
 from msm.operators.acquisition import Acquisition
 from msm.operators.masks import get_masks
+from msm.operators.randomness import example_keys
 from msm.operators.transform import get_transform
 from msm.sampling import SamplerSettings, get_sampler, get_sampling_fn
 from msm.sde_lib import get_schedule

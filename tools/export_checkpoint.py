@@ -10,7 +10,8 @@ from ml_collections import config_flags
 
 from msm import run_lib
 from msm.configs.rules import check as config_check
-from msm.infra import checkpoints, command_line, workdir
+from msm.configs.rules import known_settings, stored
+from msm.infra import checkpoints, command_line
 from msm.infra.atomic import atomic_write_json
 
 FLAGS = flags.FLAGS
@@ -24,7 +25,7 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     config_check.check(FLAGS.config)
-    workdir.check_checkpoint_config(FLAGS.workdir, FLAGS.config)
+    stored.check_checkpoint_config(FLAGS.workdir, FLAGS.config)
     template = run_lib.build(FLAGS.config).template_params()
     params, step = checkpoints.load_ema_params(FLAGS.workdir, template, FLAGS.step)
     path = checkpoints.export_params(FLAGS.out, params, step, {"step": step})
@@ -34,4 +35,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir", "out"])
-    command_line.start(main)
+    command_line.start(main, settings=known_settings)

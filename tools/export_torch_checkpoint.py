@@ -13,9 +13,10 @@ from ml_collections import ConfigDict, config_flags
 
 from msm import run_lib
 from msm.configs.rules import check as config_check
+from msm.configs.rules import known_settings, stored
 from msm.exchange.torch_files import write_state_dict
 from msm.exchange.torch_import import params_to_state_dict
-from msm.infra import checkpoints, command_line, workdir
+from msm.infra import checkpoints, command_line
 from msm.infra.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -37,7 +38,7 @@ def export_checkpoint(config: ConfigDict, folder: Path, out: Path, step: int | N
     if config.model.name != "adm" or config.model.patch_size != 1:
         network = f"model.name {config.model.name!r} with model.patch_size {config.model.patch_size}"
         raise UserError(f"{network} has no equal in the authors' code, which has adm with patch_size 1 only")
-    workdir.check_checkpoint_config(folder, config)
+    stored.check_checkpoint_config(folder, config)
     params, _ = checkpoints.load_ema_params(folder, run_lib.build(config).template_params(), step)
     write_state_dict(out, params_to_state_dict(params))
     settings = {name: config[name.split(".")[0]][name.split(".")[1]] for name in THEIRS}
@@ -60,4 +61,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "The .pt file to write.")
     flags.DEFINE_integer("step", None, "Which checkpoint; the newest if not given.", lower_bound=0)
     flags.mark_flags_as_required(["config", "workdir", "out"])
-    command_line.start(main)
+    command_line.start(main, settings=known_settings)

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from msm import run_lib
 from msm.configs.rules import check as config_check
+from msm.configs.rules import known_settings
 from msm.exchange import imported
 from msm.exchange.flax_import import flax_to_params, read_flax_checkpoint
 from msm.infra import command_line
@@ -63,4 +64,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder to make.")
     flags.DEFINE_string("key", "params_ema", "Entry of the file with the parameters; nested ones joined by '/'.")
     flags.mark_flags_as_required(["config", "checkpoint", "workdir"])
-    command_line.start(main)
+    command_line.start(main, settings=known_settings)

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 
 from msm import run_lib
 from msm.configs.rules import check as config_check
+from msm.configs.rules import known_settings
 from msm.exchange import imported
 from msm.exchange.torch_files import read_state_dict
 from msm.exchange.torch_import import drop_variances, state_dict_to_params
@@ -76,4 +77,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("step", None, "Training steps behind it; by default from the name.", lower_bound=0)
     flags.DEFINE_bool("drop_variances", False, "Drop the variances that a network trained with learn_sigma predicts.")
     flags.mark_flags_as_required(["config", "checkpoint", "workdir"])
-    command_line.start(main)
+    command_line.start(main, settings=known_settings)

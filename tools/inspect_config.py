@@ -24,6 +24,7 @@ from flax.traverse_util import flatten_dict
 from jax.extend.core import Literal
 
 from msm.configs.rules import check as config_check
+from msm.configs.rules import known_settings
 from msm.infra import command_line
 from msm.models.init import param_shapes
 from msm.models.levels import level_sizes
@@ -144,4 +145,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    command_line.start(main)
+    command_line.start(main, settings=known_settings)

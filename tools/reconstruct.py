@@ -44,7 +44,7 @@ _CACHE = flags.DEFINE_string(
 def main(_: list[str]) -> None:
     from msm.builders.raw import read_raw
     from msm.builders.scans.scan import Options
-    from msm.infra.workdir import config_of
+    from msm.configs.rules.stored import config_of
     from msm.modes import reconstruct as single_scan
     from msm.reports import volumes as image_files
 

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict, config_flags
 os.environ["JAX_PLATFORMS"] = "cpu"  # the TPUs are described, not used
 
 from msm.configs.rules import check as config_check
+from msm.configs.rules import known_settings
 from msm.infra import command_line
 from msm.infra.errors import UserError
 from msm.planning import ahead, programs
@@ -231,4 +232,4 @@ if __name__ == "__main__":  # other tools define the same flags, and tests impor
     flags.DEFINE_bool("quick", False, "Ask the compiler for its least effort: sooner done, its seconds too many.")
     flags.DEFINE_string("log", "", "File that every compilation is appended to, one JSON line each.")
     flags.mark_flags_as_required(["config", "topology"])
-    command_line.start(main)
+    command_line.start(main, settings=known_settings)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from msm import run_lib
+from msm.configs.rules import stored
 from msm.exchange.torch_files import read_state_dict, write_state_dict
 from msm.exchange.torch_import import params_to_state_dict
-from msm.infra import checkpoints, workdir
+from msm.infra import checkpoints
 from msm.models.init import init_params
 from msm.tools.export_torch_checkpoint import export_checkpoint
 from msm.tools.import_torch_checkpoint import import_checkpoint
@@ -51,7 +52,7 @@ def test_an_imported_checkpoint_is_the_published_network(path, tmp_path):
     golden, _, network = load_network(path.with_suffix(".npz"))
     config = reference_config(network, "identity" if network["in_channels"] == 3 else "multicoil_fourier")
     import_checkpoint(config, path, tmp_path / "run")
-    workdir.check_checkpoint_config(tmp_path / "run", config)
+    stored.check_checkpoint_config(tmp_path / "run", config)
     params, step = checkpoints.load_ema_params(tmp_path / "run", run_lib.build(config).template_params())
     assert step == 0
     jax.tree.map(np.testing.assert_array_equal, params, golden)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from msm import run_lib
+from msm.configs.rules.stored import open_workdir
 from msm.infra import rounds
 from msm.infra.checkpoints import export_params
 from msm.infra.errors import DISK_ERRORS, UserError
-from msm.infra.workdir import open_workdir
 from msm.infra.writers import MetricWriter
 from msm.models.init import init_params
 from msm.modes import tune as study

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from msm import datasets, run_lib
+from msm.configs.rules.stored import open_workdir
 from msm.infra.checkpoints import export_params
-from msm.infra.workdir import open_workdir
 from msm.models.init import init_params
 from tests.helpers.checks import hashes
 from tests.helpers.pictures import make_store, write_pictures

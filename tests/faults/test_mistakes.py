@@ -9,10 +9,10 @@ import pytest
 from msm import run_lib
 from msm.builders.scans.subjects import read_patterns
 from msm.configs.rules import check as config_check
+from msm.configs.rules.stored import open_workdir
 from msm.evaluation.extractor import load_features
 from msm.infra import command_line
 from msm.infra.checkpoints import export_params
-from msm.infra.workdir import open_workdir
 from msm.models.init import init_params
 from msm.reports.volumes import check_formats
 from msm.tools.compare_runs import read_rows

@@ -79,8 +79,8 @@ import sys, time
 import jax
 port, index = sys.argv[1], int(sys.argv[2])
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
-from infra import preemption
-from infra.errors import Stopped
+from msm.infra import preemption
+from msm.infra.errors import Stopped
 with preemption.watch() as notice:
     print("ready", flush=True)
     for step in range(1, 100_000):

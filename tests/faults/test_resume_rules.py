@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from msm import run_lib
-from msm.infra.workdir import open_workdir
+from msm.configs.rules.stored import open_workdir
 from tests.helpers.checks import hashes, message_of
 from tests.helpers.small_runs import quick_compilation, saved_state, small_config
 

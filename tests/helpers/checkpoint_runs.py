@@ -86,7 +86,7 @@ def largest_file(folder):
 
 
 def script(code, *arguments, **popen):
-    """Starts Python code that may import this file as tests.checkpoint_runs."""
+    """Starts Python code that may import this file as tests.helpers.checkpoint_runs."""
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, env=env, text=True, **popen)
 

@@ -52,8 +52,8 @@ DEVICES = """
 import sys
 import jax
 from jax.sharding import NamedSharding, PartitionSpec as P
-from infra.checkpoints import Checkpoints, load_ema_params
-from tests.checkpoint_runs import assert_same, make_data, make_state
+from msm.infra.checkpoints import Checkpoints, load_ema_params
+from tests.helpers.checkpoint_runs import assert_same, make_data, make_state
 
 def place(count):
     mesh = jax.make_mesh((count,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:count])
@@ -86,8 +86,8 @@ import jax
 folder, port, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
 from jax.sharding import NamedSharding, PartitionSpec as P
-from infra.checkpoints import Checkpoints, load_ema_params
-from tests.checkpoint_runs import assert_same, flip_bit, largest_file, make_data, make_state
+from msm.infra.checkpoints import Checkpoints, load_ema_params
+from tests.helpers.checkpoint_runs import assert_same, flip_bit, largest_file, make_data, make_state
 from jax.experimental.multihost_utils import sync_global_devices
 from pathlib import Path
 

@@ -102,8 +102,8 @@ def test_a_save_holds_the_values_of_its_own_step(tmp_path):
 TRAIN_FOREVER = """
 import sys
 import jax, jax.numpy as jnp
-from infra.checkpoints import Checkpoints
-from tests.checkpoint_runs import make_data
+from msm.infra.checkpoints import Checkpoints
+from tests.helpers.checkpoint_runs import make_data
 
 data = make_data()
 state = {"step": jnp.int32(0), "big": [jnp.zeros((1000, 500)) for _ in range(12)]}

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from msm.configs.default import get_config
+from msm.configs.rules.stored import check_checkpoint_config, open_workdir
 from msm.infra import workdir as workdir_module
 from msm.infra.atomic import atomic_file, atomic_write_bytes, atomic_write_json, atomic_write_npz, safe_join
 from msm.infra.errors import UserError
-from msm.infra.workdir import check_checkpoint_config, open_workdir
 from tests.helpers.paths import ROOT
 
 HOLDER = """
 import sys
-from configs.default import get_config
-from infra.workdir import open_workdir
+from msm.configs.default import get_config
+from msm.configs.rules.stored import open_workdir
 
 workdir = open_workdir(sys.argv[1], get_config(), "train")
 print("locked", flush=True)

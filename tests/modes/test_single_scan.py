@@ -9,9 +9,9 @@ import pytest
 from msm import run_lib
 from msm.builders.raw import RawVolume
 from msm.builders.scans.scan import Options
+from msm.configs.rules.stored import config_of
 from msm.infra.atomic import atomic_write_json
 from msm.infra.checkpoints import export_params
-from msm.infra.workdir import config_of
 from msm.models.init import init_params
 from msm.modes import reconstruct as single_scan
 from tests.helpers.checks import message_of

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from msm.losses import example_keys
 from msm.models.denoiser import Denoised
 from msm.operators.masks import get_masks
+from msm.operators.randomness import example_keys
 from msm.operators.transform import get_transform
 from msm.sampling import SamplerSettings, fresh_share, get_sampler, reverse_step
 from msm.sde_lib import get_schedule

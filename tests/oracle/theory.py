@@ -22,9 +22,9 @@ import numpy as np
 from jax.experimental import io_callback
 
 from msm.configs.default import get_config
-from msm.losses import example_keys
 from msm.models.denoiser import Denoised
 from msm.operators.masks import EquispacedCartesian, MaskDistribution
+from msm.operators.randomness import example_keys
 from msm.operators.transform import TRANSFORMS
 from msm.sampling import SamplerSettings, get_sampler
 from msm.sde_lib import get_schedule

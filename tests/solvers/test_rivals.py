@@ -13,6 +13,7 @@ from msm.configs import brain64_ambient, brain64_ssdu
 from msm.configs.rules.check import find_problems
 from msm.models import unrolled as ssdu
 from msm.models.denoiser import Denoised
+from msm.operators import randomness
 from msm.operators.acquisition import Acquisition
 from msm.operators.masks import get_masks
 from msm.operators.measurement import Measurement
@@ -61,7 +62,7 @@ def test_ssdu_network_never_sees_the_lines_it_is_judged_on():
     schedule, transform, masks, denoise = parts(config)
     m, key = toy_measurement(), jax.random.key(2)
     always = masks.inclusion_probability() >= 1.0
-    keys = losses.split_keys(losses.example_keys(key, m.example_id), 1)
+    keys = randomness.split_keys(randomness.example_keys(key, m.example_id), 1)
     _, judged = jax.vmap(lambda k, mask: ssdu.split(k, mask, always, config.ssdu.share))(keys, jnp.asarray(m.mask))
 
     def spy(params, s_t, mask, maps, t):
