@@ -121,18 +121,35 @@ def read_flax_checkpoint(path: str | Path, key: str = "params_ema") -> tuple[dic
     except OSError as error:
         raise UserError(f"checkpoint {path} cannot be read ({error.strerror})") from error
     except Exception as error:  # msgpack and numpy raise a dozen kinds for damaged files
-        raise UserError(f"checkpoint {path} is no readable Flax file ({type(error).__name__}: {error})") from error
-    step = state.get("step", 0) if isinstance(state, dict) else 0
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"checkpoint {path} is no readable Flax file ({what})") from error
+    step = _step(path, state.get("step", 0) if isinstance(state, dict) else 0)
     for part in key.split("/") if key else ():
         if not isinstance(state, dict) or part not in state:
-            found = ", ".join(map(str, list(state)[:5])) if isinstance(state, dict) else type(state).__name__
+            found = ", ".join(map(str, list(state)[:5]))[:200] if isinstance(state, dict) else type(state).__name__
             raise UserError(f"checkpoint {path} has no entry {key!r} (found: {found})")
         state = state[part]
-    arrays = flatten_dict(state, sep="/") if isinstance(state, dict) else {"": None}
-    wrong = [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]
+    leaves: dict[tuple, Any] = dict(flatten_dict(state)) if isinstance(state, dict) else {("",): None}
+    arrays = {"/".join(map(str, names)): value for names, value in leaves.items()}
+    wrong = [name for name, value in arrays.items() if not _is_of_numbers(value)]
     if wrong:
-        raise UserError(f"checkpoint {path}: entry {key!r} is no tree of arrays ({wrong[0]!r} is none)")
-    return {name: np.asarray(value, np.float32) for name, value in arrays.items()}, int(np.asarray(step))
+        raise UserError(f"checkpoint {path}: entry {key!r} is no tree of arrays ({wrong[0][:200]!r} is none)")
+    with np.errstate(over="ignore"):  # who imports them refuses what is not finite
+        return {name: np.asarray(value, np.float32) for name, value in arrays.items()}, step
+
+
+def _is_of_numbers(value: Any) -> bool:
+    """Whether a leaf is an array of real numbers: bfloat16 is one of kind 'V' to numpy."""
+    return isinstance(value, np.ndarray) and (value.dtype.kind in "fiu" or value.dtype.name == "bfloat16")
+
+
+def _step(path: str | Path, told: Any) -> int:
+    """The training steps that a file tells. Raises UserError for anything but one whole number."""
+    if isinstance(told, int | np.integer | np.ndarray) and np.ndim(told) == 0:
+        step = np.asarray(told)
+        if step.dtype.kind in "iu" and 0 <= int(step) < 2**63:
+            return int(step)
+    raise UserError(f"checkpoint {path}: its step is {str(told)[:50]!r}, not a number of training steps")
 
 
 def flax_to_params(arrays: Mapping[str, np.ndarray], model: NCSNpp, template: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from msm.infra import plain_json
 from msm.infra.atomic import atomic_write_json
 from msm.infra.errors import UserError
@@ -37,7 +39,7 @@ def apply(path: str, solvers: Mapping[str, Solver]) -> dict[str, Solver]:
     for name, entry in entries.items():
         if name not in SOLVERS:
             raise UserError(f"{path} is of an unknown solver {name!r}{nearest(name, SOLVERS.names())}")
-        if not all(is_finite(value) for value in entry["hyper"].values()):
+        if not all(_is_usable(value) for value in entry["hyper"].values()):
             raise UserError(f"{path}: hyper-parameters of {name!r} must be finite numbers; tune again")
     if not entries.keys() & solvers.keys():
         raise UserError(
@@ -56,6 +58,11 @@ def _changed(path: str, name: str, solver: Solver, entry: Mapping[str, Any] | No
         known = ", ".join(solver.hyper) or "none"
         raise UserError(f"{path}: {name!r} has no hyper-parameter {unknown[0]!r}{hint} (known: {known})")
     return dataclasses.replace(solver, hyper={**solver.hyper, **entry["hyper"]})
+
+
+def _is_usable(value: Any) -> bool:
+    """Whether a value is a number that stays finite as the float32 that solvers are given."""
+    return is_finite(value) and abs(float(value)) <= float(np.finfo(np.float32).max)
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

@@ -354,12 +354,20 @@ def test_tuned_hyper_parameters_replace_those_of_their_solver_alone(solvers, tmp
         ('{"tv": {"hyper": {"lam": 1}}}', "is of tv, eval.solvers are cg_sense, msm"),
         ('{"msm": {"hyper": {"etta": 1}}}', "has no hyper-parameter 'etta'; did you mean 'eta'? (known: gamma, eta)"),
         ('{"msm": {"hyper": {"eta": NaN}}}', "must be finite numbers"),
+        (f'{{"msm": {{"hyper": {{"eta": {10**400}}}}}}}', "must be finite numbers"),
+        ('{"msm": {"hyper": {"eta": 1e300}}}', "must be finite numbers"),
+        ('{"msm": {"hyper": {"eta": true}}}', "must be finite numbers"),
+        ('{"msm": {"hyper": {"eta": "1"}}}', "must be finite numbers"),
+        ("9" * 10_000, "is damaged"),
+        ("[" * 100_000, "is damaged"),
+        ('{"msm":' * 100_000, "is damaged"),
+        ("\ud800", "is damaged"),
     ],
 )
 def test_a_wrong_file_is_one_line(solvers, tmp_path, text, told):
     path = tmp_path / "best.json"
     if text is not None:
-        path.write_text(text)
+        path.write_bytes(text.encode(errors="surrogatepass"))
     message = message_of(tuned.apply, str(path), solvers)
     assert str(path) in message and told in message
 
