@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from msm.infra import links
 from msm.infra.errors import UserError
 
 
@@ -26,12 +27,15 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Opens a temporary file for writing that becomes `path` if the block succeeds and vanishes if it raises.
 
     Folders that are missing are made. After a crash at any instant `path` holds either the old or the new content.
+    Nothing is written through a link: one named `path` is replaced. Raises UserError as `links.check` does.
     """
     path = Path(path)
+    links.check(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary.unlink(missing_ok=True)  # of a killed process with this number, or a link that waits for us
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from msm.infra import seals
+from msm.infra import links, seals
 from msm.infra.errors import UserError
 
 KEPT = "checkpoints"
@@ -49,6 +49,8 @@ class Checkpoints:
 
     def __init__(self, workdir: str | os.PathLike, kept_every: int, resume_every: int):
         self._root = Path(workdir).expanduser().resolve()
+        for tier in (KEPT, ROLLING):
+            links.check_last(self._root / tier)
         self._every = {KEPT: kept_every, ROLLING: resume_every}
         self._managers = {
             KEPT: _manager(self._root / KEPT, preservation_policy.PreserveAll()),

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from msm.infra import links
 from msm.infra.atomic import atomic_file, atomic_write_npz
 
 SCIENCE = (
@@ -79,6 +80,7 @@ def write(path: Path, stamp: str, arrays: Mapping[str, np.ndarray]) -> None:
 def drop_beyond(folder: Path, count: int) -> None:
     """Deletes rounds of an earlier evaluation that had more of them: who reads the folder must not meet them."""
     expected = {path_of(folder, index) for index in range(count)}
+    links.check(path_of(folder, 0))  # what it deletes must be the run's
     for path in (folder / "rounds").glob("round_*.npz"):
         if path not in expected:
             path.unlink()

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from msm.infra import plain_json
+from msm.infra import links, plain_json
 from msm.infra.atomic import atomic_write_json, safe_join
 from msm.infra.errors import DISK_ERRORS, IN_THE_WAY, UserError
 
@@ -114,6 +114,7 @@ def open_workdir(
 def check_workdir(workdir: str | os.PathLike, config: ConfigDict, mode: str, agree: Agree) -> Path:
     """Returns the folder of a run, of which `open_workdir` would not complain; writes nothing. Raises as it does."""
     root = _usable_folder(workdir)
+    links.keep_inside(root)
     agree(root, config)
     path = root / f".lock-{mode}"
     if jax.process_index() == 0 and path.is_file() and os.access(path, os.R_OK):
@@ -173,6 +174,7 @@ def refuse_differences(folder: Path, before: dict, now: dict, matters: Callable[
 
 def _lock(path: Path, mode: str, access: str) -> Any:
     """Returns an open file whose lock the operating system frees when this process ends, even by kill -9."""
+    links.check_last(path)
     file = open(path, access)  # noqa: SIM115 (held open as long as the lock)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,9 +4,7 @@ Nothing of an interrupted trial is stored: it is done again. What trial n tries 
 trials alone, so a study that was stopped goes on as if it had not been. Process 0 owns the file; the others are told.
 """
 
-import contextlib
 import logging
-import sqlite3
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +20,7 @@ from optuna.trial import TrialState
 
 from msm.evaluation.calibration import COVERAGE_NAMES, coverage
 from msm.evaluation.held_out import Judged, Objective
-from msm.infra import preemption, rounds, sharding, workdir
+from msm.infra import preemption, rounds, sharding, study_file, workdir
 from msm.infra.atomic import atomic_write_bytes
 from msm.infra.errors import UserError
 from msm.infra.progress import Progress
@@ -55,7 +53,7 @@ class Study:
       seed: of the suggestions.
       minimise: whether small values are good.
 
-    Raises UserError if the file is damaged or cannot be written.
+    Raises UserError if the file is empty, damaged or cannot be written.
     """
 
     def __init__(
@@ -68,16 +66,14 @@ class Study:
         minimise: bool,
     ):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        _check_file(path)
         self._first = {key: found.nearest(defaults[key]) for key, found in search.items()}
         self._space: dict[str, BaseDistribution] = {
             key: FloatDistribution(r.low, r.high, log=r.log) for key, r in search.items()
         }
         self._seed, self._direction = seed, StudyDirection.MINIMIZE if minimise else StudyDirection.MAXIMIZE
-        with _writing(path):
-            self._storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+        self._storage = study_file.open_storage(path)
+        with study_file.writing(path):
             self._study = optuna.create_study(
                 storage=self._storage, study_name=name, direction=self._direction, load_if_exists=True
             )
@@ -86,8 +82,7 @@ class Study:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._storage.remove_session()
-        self._storage.engine.dispose()
+        study_file.close(self._storage)
 
     @property
     def importance(self) -> dict[str, float]:
@@ -128,39 +123,8 @@ class Study:
         trial = optuna.trial.create_trial(
             state=state, params=dict(hyper), distributions=self._space, value=value if finite else None
         )
-        with _writing(self._path):
+        with study_file.writing(self._path):
             self._study.add_trial(trial)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Raises UserError where SQLite cannot write: Optuna and SQLAlchemy wrap its error in their own."""
-    try:
-        yield
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, sqlite3.OperationalError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
-            raise
-        raise UserError(
-            f"cannot write {path} ({cause}): make room or mend the permissions, then start the same command again; it "
-            "goes on after the last finished trial"
-        ) from error
-
-
-def _check_file(path: Path) -> None:
-    if not path.exists():
-        return
-    connection = sqlite3.connect(path)
-    try:
-        (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    except sqlite3.DatabaseError as error:
-        answer = str(error)
-    finally:
-        connection.close()
-    if answer != "ok":
-        raise UserError(f"{path} is damaged ({answer}): delete it, or choose another tune.folder")
 
 
 def best_of(trials: Iterable[Trial], minimise: bool) -> Trial | None:
