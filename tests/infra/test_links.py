@@ -4,10 +4,10 @@ import os
 
 import pytest
 
+from msm.configs.rules.stored import check_workdir, open_workdir
 from msm.infra import links, rounds
 from msm.infra.atomic import atomic_write_text
 from msm.infra.checkpoints import Checkpoints
-from msm.infra.workdir import check_workdir, open_workdir
 from msm.infra.writers import MetricWriter, setup_logging
 from tests.helpers.checks import message_of
 
