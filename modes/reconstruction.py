@@ -14,6 +14,7 @@ from msm.evaluation.calibration import calibration_maps
 from msm.infra import rounds, sharding
 from msm.operators.tasks import Task
 from msm.reports import evaluation_page as report
+from msm.reports.viewer import film_of
 from msm.solvers.registry import Solver
 
 
@@ -56,6 +57,7 @@ def solve_round(experiment, solvers: dict[str, Solver], runners, compiled, param
         arrays[f"{name}/seconds"] = np.full(len(mean), seconds, np.float32)
         if std is not None:
             arrays[f"{name}/std"], arrays[f"{name}/sample"] = std, samples[0]
+            arrays |= {f"{name}/{kind}": values for kind, values in film_of(samples).items()}
         if std is not None and example.reference is not None:
             maps = calibration_maps(samples, example.reference)
             arrays |= {f"{name}/{kind}": values for kind, values in maps.items()}

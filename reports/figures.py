@@ -53,7 +53,7 @@ def label(solver: str) -> str:
     return LABELS.get(solver, solver.replace("_", " "))
 
 
-def _upper_end(maps: Sequence[np.ndarray]) -> float:
+def upper_end(maps: Sequence[np.ndarray]) -> float:
     """The value below which 99.5 % of the finite pixels lie, rounded up to half a leading digit; 1 without any."""
     values = np.concatenate([np.ravel(m) for m in maps]) if maps else np.zeros(0)
     values = values[np.isfinite(values)]
@@ -141,7 +141,7 @@ def _displayable(image: np.ndarray, peak: float) -> tuple[np.ndarray, dict[str, 
     return np.abs(image), {"cmap": "gray", "vmin": 0, "vmax": peak}
 
 
-def _mask_picture(mask: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, str]:
+def mask_picture(mask: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, str]:
     """The sampling mask at image size and its title, e.g. '20 of 64 lines'."""
     picture = mask[..., 0] if mask.shape[-1] == 1 else mask[0]
     rays = picture.shape[0] > 1 and picture.shape != shape  # of CT: views and bins, which are no pixels
@@ -170,8 +170,8 @@ def slice_figure(arrays: Mapping[str, np.ndarray], index: int, scores: Mapping[s
     height, width = reference.shape[:2]
     errors = {solver: error_map(reference, arrays[f"{solver}/mean"][index]) for solver in solvers}
     stds = {solver: arrays[f"{solver}/std"][index] for solver in drawn}
-    error_end = _upper_end([errors[solver] for solver in solvers if solver not in UNREGULARISED] or [*errors.values()])
-    std_end = _upper_end(list(stds.values()))
+    error_end = upper_end([errors[solver] for solver in solvers if solver not in UNREGULARISED] or [*errors.values()])
+    std_end = upper_end(list(stds.values()))
     peak = float(np.percentile(np.abs(reference), WINDOW_PERCENTILE)) or 1.0
     sheet = _Sheet(2, 1 + len(solvers) + len(drawn), (height, width))
 
@@ -186,7 +186,7 @@ def slice_figure(arrays: Mapping[str, np.ndarray], index: int, scores: Mapping[s
         size = f"{measured.shape[0]} x {measured.shape[1]} pixels"
         sheet.panel(1, 0, pixels, f"Measured\n{size}{', grey' if measured.shape[-1] == 1 else ''}", **options)
     else:
-        mask, title = _mask_picture(arrays["mask"][index], (height, width))
+        mask, title = mask_picture(arrays["mask"][index], (height, width))
         sheet.panel(1, 0, mask, title, cmap="gray", vmin=0, vmax=1)
     for column, solver in enumerate(solvers, start=1):
         mean, score = arrays[f"{solver}/mean"][index], scores[solver]
@@ -220,9 +220,9 @@ def measured_figure(arrays: Mapping[str, np.ndarray], index: int, scores: Mappin
     height, width = images[solvers[-1]].shape[:2]
     peak = float(np.percentile(np.abs(images[solvers[-1]]), WINDOW_PERCENTILE)) or 1.0
     stds = {solver: arrays[f"{solver}/std"][index] for solver in drawn}
-    std_end = _upper_end(list(stds.values()))
+    std_end = upper_end(list(stds.values()))
     sheet = _Sheet(1, 1 + len(solvers) + 2 * len(drawn), (height, width))
-    picture, title = _mask_picture(mask, (height, width))
+    picture, title = mask_picture(mask, (height, width))
     sheet.panel(0, 0, picture, title, cmap="gray", vmin=0, vmax=1)
     images |= {f"{solver}/sample": arrays[f"{solver}/sample"][index] for solver in drawn}
     for column, (name, image) in enumerate(images.items(), start=1):
@@ -355,7 +355,7 @@ def training_grid(zero_filled: np.ndarray, mask: np.ndarray, samples: np.ndarray
     columns = []
     for index, start in enumerate(zero_filled):
         peak = 1.2 * float(np.abs(start).max()) or 1.0
-        panels = [_pixels(start, peak), _pixels(_mask_picture(mask[index], shape)[0].astype(np.complex64), 1.0)]
+        panels = [_pixels(start, peak), _pixels(mask_picture(mask[index], shape)[0].astype(np.complex64), 1.0)]
         panels += [_pixels(sample[index], peak) for sample in samples]
         framed = [np.pad(panel.repeat(factor, 0).repeat(factor, 1), ((2, 2), (2, 2), (0, 0))) for panel in panels]
         columns.append(np.concatenate(framed, axis=0))

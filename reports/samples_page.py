@@ -3,7 +3,6 @@
 One HTML file beside its PNG files, with no script and nothing from elsewhere, as the report of an evaluation.
 """
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from msm.infra.atomic import atomic_write_bytes, atomic_write_text
-from msm.reports.evaluation_page import STYLE, run_table
+from msm.reports.evaluation_page import render
 from msm.reports.figures import encode_png, image_grid
 
 _KINDS = {  # run's 'kind of images': what drawn ones are, and how they are shown
@@ -70,41 +69,30 @@ def write_report(
         picture = image_grid(np.concatenate(list(pairs)), columns=pairs.shape[1])
         atomic_write_bytes(folder / "nearest.png", encode_png(picture))
     run = summary["run"]
-    title = html.escape(run["title"])
     about, window = _KINDS[run["kind of images"]]
-    notes = [*run.get("notes", ()), about]
-    shown = min(run["images"], 64)
-    page = [
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>',
-        f'<meta name="viewport" content="width=device-width">\n<style>{STYLE}</style>\n</head>',
-        f"<body>\n<h1>{title}</h1>",
-        *(f'<p class="note">{html.escape(note)}</p>' for note in notes),
-        run_table({key: value for key, value in run.items() if key not in ("title", "notes")}),
-        f"<h2>The first {shown} images</h2>",
-        '<img src="grid.png" alt="Drawn images, row by row in the order of their numbers">',
-        f'<p class="note">{window}</p>',
-        "<h2>Distance to held-out images</h2>",
-        _distance_table(summary["distances"]),
-        "<h2>Copies of training data</h2>",
-        _memorisation_table(summary["memorisation"]),
-        *(_pairs(rows) if pairs is not None else ()),
-        "<h2>Definitions</h2>\n<dl>",
-        *(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in summary["definitions"].items()),
-        "</dl>\n</body>\n</html>\n",
-    ]
-    atomic_write_text(folder / "report.html", "\n".join(page))
+    page = render(
+        "samples.html", run, [*run.get("notes", ()), about], shown=min(run["images"], 64), window=window,
+        distances=_distance_table(summary["distances"]), copies=_memorisation_table(summary["memorisation"]),
+        pairs=_pairs(rows) if pairs is not None else [], definitions=_definitions(summary),
+    )  # fmt: skip
+    atomic_write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
 def _value(number: float, std: float = math.nan) -> str:
     """The number, and its standard deviation where there is one; a dash for neither."""
-    spread = f"&plusmn; {std:.2g}" if math.isfinite(std) else ""
-    return f"{number:.4g} {spread}".strip() if math.isfinite(number) else spread or "&ndash;"
+    spread = f"\u00b1 {std:.2g}" if math.isfinite(std) else ""
+    return f"{number:.4g} {spread}".strip() if math.isfinite(number) else spread or "\u2013"
 
 
-def _distance_table(distances: Mapping[str, Any]) -> str:
+def _definitions(summary: Mapping[str, Any]) -> Mapping[str, str]:
+    """What the page's words mean; nothing where it has neither distances nor copies to speak of."""
+    return summary["definitions"] if summary["distances"] or summary["memorisation"] else {}
+
+
+def _distance_table(distances: Mapping[str, Any]) -> dict[str, Any] | None:
     if not distances:
-        return '<p class="note">None: there are no reference images, or fewer than two drawn ones.</p>'
+        return None
     equal = distances["equal_sizes"]
     columns = {
         "drawn to reference, all": distances,
@@ -114,54 +102,38 @@ def _distance_table(distances: Mapping[str, Any]) -> str:
     if "between_splits" in equal:
         size = equal["between_splits"]["images"]
         columns[f"between splits: {size} other held-out to {size} reference"] = equal["between_splits"]
+    names = (
+        ("frechet", "Fréchet"),
+        ("frechet_extrapolated", "Fréchet, extrapolated"),
+        ("kernel", "kernel (MMD\u00b2)"),
+    )
 
-    def cells(key: str) -> str:
-        values = (_value(found.get(key, math.nan), found.get(f"{key}_std", math.nan)) for found in columns.values())
-        return "".join(f"<td>{value}</td>" for value in values)
+    def cells(key: str) -> list[str]:
+        return [_value(found.get(key, math.nan), found.get(f"{key}_std", math.nan)) for found in columns.values()]
 
-    lines = [
-        f"<tr><th>distance</th>{''.join(f'<th>{title}</th>' for title in columns)}</tr>",
-        *(
-            f"<tr><td>{name}</td>{cells(key)}</tr>"
-            for key, name in (
-                ("frechet", "Fréchet"),
-                ("frechet_extrapolated", "Fréchet, extrapolated"),
-                ("kernel", "kernel (MMD&sup2;)"),
-            )
-        ),
-    ]
     counts = (
         f"{distances['drawn']} drawn, {distances['references']} reference images, {distances['features']} features. "
         "Compare the columns of one number of images only: the fewer, the larger the Fréchet distance of equal sets."
     )
-    notes = (f'<p class="note">{html.escape(note)}</p>' for note in (counts, *distances["warnings"]))
-    return "<table>\n" + "\n".join(lines) + "\n</table>\n" + "\n".join(notes)
+    rows = [[name, *cells(key)] for key, name in names]
+    return {"columns": list(columns), "rows": rows, "notes": [counts, *distances["warnings"]]}
 
 
-def _memorisation_table(table: Mapping[str, Any]) -> str:
+def _memorisation_table(table: Mapping[str, Any]) -> dict[str, Any] | None:
     if not table:
-        return '<p class="note">Not checked: sampling.check_images is 0.</p>'
-    heads = "".join(f"<th>{name}<br>min / median / max</th>" for name in _FIGURES.values())
-    lines = [f"<tr><th>images</th><th>checked</th><th>flagged</th>{heads}</tr>"]
+        return None
+    rows = []
     for kind, entry in table.items():
-        cells = (" / ".join(_value(entry[name][k]) for k in ("min", "median", "max")) for name in _FIGURES)
-        cells = "".join(f"<td>{cell}</td>" for cell in cells)
-        flagged = "&ndash;" if entry["flagged"] is None else entry["flagged"]
-        lines.append(f"<tr><td>{kind}</td><td>{entry['images']}</td><td>{flagged}</td>{cells}</tr>")
-    told = [f"{entry['not_judged']} {kind} images {_UNJUDGED}." for kind, entry in table.items() if entry["not_judged"]]
-    return "<table>\n" + "\n".join(lines) + "\n</table>\n" + "".join(f'<p class="note">{note}</p>' for note in told)
-
-
-def _pairs(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    nearest = sorted((row for row in rows if row["kind"] == "drawn"), key=lambda row: row["distance"])
-    lines = ["<tr><th>drawn image</th><th>nearest acquisition</th><th>distance</th><th>flagged</th></tr>"]
-    for row in nearest:
-        flagged = {True: "yes", False: "", None: "not judged"}[row["flagged"]]
-        cells = (row["image_id"], row["nearest_id"], f"{row['distance']:.3f}", flagged)
-        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return [
-        "<h3>Drawn images nearest to training data (top) and those acquisitions, zero-filled (bottom)</h3>",
-        '<img src="nearest.png" alt="Above, drawn images; below each, its nearest training acquisition, zero-filled">',
-        '<p class="note">As drawn and as acquired: not mirrored or moved to fit each other.</p>',
-        "<details><summary>Every checked image</summary>\n<table>\n" + "\n".join(lines) + "\n</table></details>",
+        cells = [" / ".join(_value(entry[name][k]) for k in ("min", "median", "max")) for name in _FIGURES]
+        rows.append([kind, entry["images"], "\u2013" if entry["flagged"] is None else entry["flagged"], *cells])
+    notes = [
+        f"{entry['not_judged']} {kind} images {_UNJUDGED}." for kind, entry in table.items() if entry["not_judged"]
     ]
+    figures = [f"{name}: min / median / max" for name in _FIGURES.values()]
+    return {"columns": ["images", "checked", "flagged", *figures], "rows": rows, "notes": notes}
+
+
+def _pairs(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    nearest = sorted((row for row in rows if row["kind"] == "drawn"), key=lambda row: row["distance"])
+    flags = {True: "yes", False: "", None: "not judged"}
+    return [[row["image_id"], row["nearest_id"], f"{row['distance']:.3f}", flags[row["flagged"]]] for row in nearest]
