@@ -12,7 +12,7 @@ PHOTOS := store/photos64
 # The exact versions of constraints.txt were frozen on this Python; others resolve requirements.txt freely.
 FROZEN_ON := 3.11
 
-.PHONY: help setup demo demo-images test lint bench clean store photos
+.PHONY: help setup demo demo-images test lint docs bench clean store photos
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,11 @@ lint: $(VENV)/.dev  ## check style, formatting and types
 	$(PY) -m ruff format --check .
 	mkdir -p build/types && ln -sfn ../.. build/types/msm  # pyright follows folders, not editable installs
 	$(PY) -m pyright
+
+docs: $(VENV)/.docs  ## build the pages of docs/ as a site in build/site; a broken link fails
+	mkdir -p build/types && ln -sfn ../.. build/types/msm
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/python -m mkdocs build --strict --quiet
+	@echo "site: build/site/index.html"
 
 bench: store photos  ## time training and reconstruction
 	$(PY) benchmarks/bench.py
@@ -71,6 +76,12 @@ $(VENV)/.run: pyproject.toml requirements.txt constraints.txt | $(PY)
 $(VENV)/.dev: pyproject.toml requirements.txt requirements-dev.txt constraints.txt | $(PY)
 	$(call install,[dev],$@)
 	touch $(VENV)/.run
+
+# The tools of the site live in a venv of their own: they import nothing of ours, and need none of our packages.
+$(VENV)/.docs: requirements-docs.txt | $(PY)
+	$(PY) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	touch $@
 
 $(PY):
 	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) is not installed; name another one: make PYTHON=python3.12" >&2; exit 1; }

@@ -103,6 +103,9 @@ def _command(kind: str, settings: dict[str, Any], max_slices: int, folder: str |
 def _read_manifest(config) -> dict[str, Any]:
     path = Path(config.data.dir) / "manifest.json"
     mend = f"make the store: {_command(_wanted_kind(config), _wanted_settings(config), 0, config.data.dir)}"
+    if Path(config.data.dir).parts[:1] != ("store",):  # not where the configs look: the demo does not belong there
+        tool = {"images": "images.py --folder", "ct": "ct.py --folder"}.get(_wanted_kind(config), "mri.py --in")
+        mend = f"data.dir must name a store: make one by python tools/prepare_{tool} YOURS --out {config.data.dir}"
     try:
         manifest = plain_json.parse(path.read_bytes())
     except OSError as error:
@@ -143,7 +146,9 @@ class _Records(Sequence):
 
     def __init__(self, store: Path, part: dict[str, Any], split: str):
         if split not in part["ids"]:
-            raise UserError(f"{store / part['path']} has no split {split!r}: take {' or '.join(sorted(part['ids']))}")
+            kept = " or ".join(sorted(part["ids"]))
+            named = "eval.split, or tune.split of --mode=tune"
+            raise UserError(f"{store / part['path']} has no split {split!r}: take {kept} ({named})")
         self._store = store
         stored = np.asarray(part["ids"][split], np.int32)  # TFDS shuffles records by the hash of their key
         self._order = np.argsort(stored)

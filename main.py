@@ -1,6 +1,5 @@
 """Measurement score-based diffusion models: train on incomplete measurements, reconstruct new ones, draw images."""
 
-import functools
 import gc
 import os
 import sys
@@ -8,7 +7,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from msm.configs.rules import known_settings
+from msm.configs.rules import parse
 from msm.infra import command_line
 from msm.infra.errors import Stopped, UserError
 
@@ -73,7 +72,7 @@ def main(argv: list[str]) -> None:
 def start() -> None:
     """The console command."""
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=functools.partial(command_line.parse, settings=known_settings))
+    app.run(main, flags_parser=parse)
 
 
 if __name__ == "__main__":

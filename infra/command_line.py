@@ -51,8 +51,13 @@ def start(main: Callable[[list[str]], None], names: bool = False, settings: Sett
     app.run(run, flags_parser=functools.partial(parse, names=names, settings=settings))
 
 
-def parse(argv: list[str], names: bool = False, settings: Settings = dict) -> list[str]:
-    """absl's parsing, except that a mistake is answered by one line and status 2. `names`, `settings`: see `start`."""
+def parse(
+    argv: list[str], names: bool = False, settings: Settings = dict, meant: Callable[[str], str] = lambda _: ""
+) -> list[str]:
+    """absl's parsing, except that a mistake is answered by one line and status 2.
+
+    `names`, `settings`: see `start`. `meant`: of a name that is no setting, the answer that says which one is; else ''.
+    """
     try:
         rest = FLAGS(argv)
         if "config" in FLAGS:
@@ -60,14 +65,14 @@ def parse(argv: list[str], names: bool = False, settings: Settings = dict) -> li
     except Exception as error:  # a config file is the user's own program: it may raise anything
         if "--debug" in argv:
             raise
-        fail(_mistake(error, argv, settings))
+        fail(_mistake(error, argv, settings, meant))
     if len(rest) > 1 and not names:
         given = ": settings are given as --config.SECTION.SETTING=VALUE" if "config" in FLAGS else ""
         fail(f"unexpected argument {rest[1]!r}{given}")
     return rest
 
 
-def _mistake(error: BaseException, argv: list[str], settings: Settings) -> str:
+def _mistake(error: BaseException, argv: list[str], settings: Settings, meant: Callable[[str], str]) -> str:
     """What the user did wrong: absl and ml_collections wrap it, sometimes with its traceback as the message."""
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
@@ -76,6 +81,8 @@ def _mistake(error: BaseException, argv: list[str], settings: Settings) -> str:
     if ours:
         return str(ours[-1])
     if isinstance(error, flags.UnrecognizedFlagError) and not error.flagname.startswith(_SETTING):
+        if answer := meant(error.flagname):
+            return f"--{error.flagname} is no flag: {answer}"
         return f"--{error.flagname} is no flag{nearest(error.flagname, FLAGS)} (--help has all)"
     text = str(error)
     if _MISSING in text:
@@ -84,7 +91,7 @@ def _mistake(error: BaseException, argv: list[str], settings: Settings) -> str:
         return _wrong_value(*wrong.groups(), settings())
     if valueless := re.match(r"Missing value for flag --([\w.]+)", text):
         return f"--{valueless[1]} has no value: write --{valueless[1]}=VALUE"
-    return "\n".join(_unknown_settings(argv, settings())) or _broken_config(causes[-1], _value(argv, "config"))
+    return "\n".join(_unknown_settings(argv, settings(), meant)) or _broken_config(causes[-1], value_of(argv, "config"))
 
 
 def _described(help_text: str) -> str:
@@ -97,7 +104,7 @@ def _missing() -> list[str]:
     return [name for name in required if FLAGS[name].value is None]
 
 
-def _value(argv: Iterable[str], flag: str) -> str:
+def value_of(argv: Iterable[str], flag: str) -> str:
     """The text that the command line gives to a flag, as --flag=text or --flag text."""
     words = list(argv)
     for place, word in enumerate(words):
@@ -125,12 +132,21 @@ def _wrong_value(flag: str, text: str, settings: Mapping[str, Setting]) -> str:
     return f"--{flag} is {text!r}: it must be {parser.syntactic_help or 'something else'}"
 
 
-def _unknown_settings(argv: Iterable[str], settings: Mapping[str, Setting]) -> list[str]:
+def _unknown_settings(argv: Iterable[str], settings: Mapping[str, Setting], meant: Callable[[str], str]) -> list[str]:
     """A line for every --config.NAME that is no setting."""
+
+    def answer(name: str) -> str:
+        near, last = nearest(name, settings), name.split(".")[-1]
+        elsewhere = name == last or not any(known.endswith(f".{last}") for known in settings)
+        other = meant(name) if elsewhere else ""
+        if other and not any(f"'{known}'" in near and f".{known}=" in other for known in settings):
+            return f"{name} is not a setting of configs/default.py: {other}"
+        return f"{name} is not a setting of configs/default.py{near}"
+
     given = [word.lstrip("-").partition("=")[0] for word in argv if word.lstrip("-").startswith(_SETTING)]
     names = [name.removeprefix(_SETTING) for name in given]
     unknown = [name for name in names if name not in settings]
-    return [f"{name} is not a setting of configs/default.py{nearest(name, settings)}" for name in unknown]
+    return [answer(name) for name in unknown]
 
 
 def _broken_config(error: BaseException, given: str) -> str:
@@ -142,6 +158,9 @@ def _broken_config(error: BaseException, given: str) -> str:
     if not path.is_file():
         known = [candidate.as_posix() for candidate in Path(os.path.dirname(name) or ".").glob("*.py")]
         what = "is a folder" if path.is_dir() else "does not exist"
+        short = Path("configs") / f"{path.name.removesuffix('.py')}.py"
+        if short.is_file() and path != short and not path.is_dir():
+            return f"--config {name} does not exist: write --config={short}{given[len(name) :]}"
         return f"--config {name} {what}{nearest(name, known)} (the experiments of this repository are in configs/)"
     if isinstance(error, SyntaxError):
         return f"--config {name}: line {error.lineno} is no Python ({error.msg}): give a file such as those of configs/"

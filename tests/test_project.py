@@ -15,7 +15,17 @@ from msm.configs.rules import described
 from msm.configs.rules.check import find_problems
 from tests.helpers.paths import ROOT
 
-NOT_OURS = {".git", ".venv", "store", "workdir", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis"}
+NOT_OURS = {
+    ".git",
+    ".venv",
+    ".venv-docs",
+    "store",
+    "workdir",
+    "__pycache__",
+    ".pytest_cache",
+    ".ruff_cache",
+    ".hypothesis",
+}
 
 
 def project_files(*suffixes: str) -> list[Path]:
@@ -57,7 +67,9 @@ def imported_packages(files: list[Path]) -> set[str]:
     return names - local - {"msm"} - set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "requirements-tpu.txt"])
+@pytest.mark.parametrize(
+    "name", ["requirements.txt", "requirements-dev.txt", "requirements-tpu.txt", "requirements-docs.txt"]
+)
 def test_every_dependency_has_bounds_and_a_reason(name):
     for line in (ROOT / name).read_text().splitlines():
         if line[:1] in ("", "#", "-"):
@@ -213,7 +225,7 @@ def test_makefile_lists_every_target():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
     assert {line.split()[1] for line in done.stdout.splitlines()} == {
-        "help", "setup", "demo", "demo-images", "test", "lint", "bench", "clean",
+        "help", "setup", "demo", "demo-images", "test", "lint", "docs", "bench", "clean",
     }  # fmt: skip
 
 

@@ -8,17 +8,45 @@ import dataclasses
 import inspect
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from msm.configs import default
 from msm.configs.rules.settings import OPTIONAL, SETTINGS
 from msm.infra.errors import UserError
 from msm.infra.registry import nearest
 
+ALIASES = {  # what a setting is called elsewhere; the answer names it, and nothing is guessed silently
+    "lr": "optim.learning_rate", "learning_rate": "optim.learning_rate", "wd": "optim.weight_decay",
+    "weight_decay": "optim.weight_decay", "clip": "optim.grad_clip", "ema": "optim.ema_rate",
+    "warmup": "optim.warmup_steps", "epochs": "training.num_steps", "num_epochs": "training.num_steps",
+    "epoch": "training.num_steps", "steps": "training.num_steps", "iterations": "training.num_steps",
+    "max_steps": "training.num_steps", "batch": "training.batch_size", "batchsize": "training.batch_size",
+    "batch_size": "training.batch_size", "bs": "training.batch_size", "dtype": "model.dtype",
+    "precision": "model.dtype", "fp16": "model.dtype", "bf16": "model.dtype", "data": "data.dir",
+    "dataset": "data.dir", "data_dir": "data.dir", "data_path": "data.dir", "resolution": "data.image_size",
+    "image_size": "data.image_size", "coils": "data.num_coils", "acceleration": "masks.acceleration",
+    "checkpoint": "eval.checkpoint", "ckpt": "eval.checkpoint", "weights": "eval.checkpoint",
+    "pretrained": "eval.checkpoint", "samples": "eval.num_samples", "num_samples": "eval.num_samples",
+    "solver": "eval.solvers", "solvers": "eval.solvers", "split": "eval.split", "trials": "tune.trials",
+    "seed": "seed",
+}  # fmt: skip
+NOTES = {
+    "training.num_steps": "it counts steps; an epoch is as many as the store has examples over training.batch_size",
+    "eval.checkpoint": "a run goes on by itself when its command is given again",
+}
+
 MOST_USED = (
     "data.dir", "training.num_steps", "training.batch_size", "optim.learning_rate", "optim.ema_rate", "eval.checkpoint",
     "eval.split", "eval.solvers", "eval.num_samples", "tune.solver",
 )  # fmt: skip
+
+
+MODES = {
+    "train": "learn a prior from the store's acquisitions; the same command resumes",
+    "eval": "reconstruct a split by several solvers and write a report",
+    "tune": "find a solver's settings, without references",
+    "sample": "draw images from the prior, and say how they compare with held-out ones",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +72,8 @@ def describe(section: str) -> list[Described]:
     """Returns the settings of a section, or the one setting of that name; UserError for a name that is neither."""
     names = [name for name in SETTINGS if name == section or name.startswith(f"{section}.")]
     if not names:
-        raise UserError(f"{section} is no section of settings{nearest(section, [*sections(), *SETTINGS])}: there are "
-                        f"{', '.join(sections())}")  # fmt: skip
+        near = nearest(section, [*sections(), *SETTINGS])
+        raise UserError(f"{section} is no section of settings{near} (there are {', '.join(sections())})")
     config, meanings = default.get_config(), _meanings()
     lines = []
     for name in names:
@@ -76,6 +104,15 @@ def _meanings() -> dict[str, str]:
     return found
 
 
+def alias(name: str) -> str:
+    """Returns the answer to a name of another program's, ' here it is ...'; empty for a name that means nothing."""
+    known = ALIASES.get(name.split(".")[-1].replace("-", "_").lower(), "")
+    if not known:
+        return ""
+    note = f" ({NOTES[known]})" if known in NOTES else ""
+    return f"here it is --config.{known}=VALUE{note}"
+
+
 def told(settings: Sequence[Described], width: int = 110) -> str:
     """Returns settings as text: name and default on one line, then what it must be and what it means."""
     lines = []
@@ -85,6 +122,34 @@ def told(settings: Sequence[Described], width: int = 110) -> str:
         lines.append(f"--config.{setting.name}={setting.default}")
         lines += textwrap.wrap(body, width, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)
+
+
+def overview(flags: Mapping[str, str]) -> str:
+    """Returns what main.py --help says. `flags`: what each flag of the program does, by name."""
+    used = [describe(name)[0] for name in MOST_USED]
+    width = max(map(len, flags)) + 4
+    parts = [
+        "Measurement score-based diffusion: train on incomplete measurements, reconstruct new ones, draw images.\n\n"
+        "python main.py --config=FILE[:VARIANT] --workdir=FOLDER --mode=MODE [--config.SECTION.NAME=VALUE ...]",
+        "modes\n" + "\n".join(f"  {name:<8}{what}" for name, what in MODES.items()),
+        "flags\n" + "\n".join(f"  {f'--{name}':<{width}}{what}" for name, what in flags.items()),
+        "the settings used most, with the default that a config may change\n" + textwrap.indent(told(used), "  "),
+        "more\n"
+        f"  {'--help_settings':<29}what each section of settings is about\n"
+        f"  {'--help_settings SECTION':<29}every setting of a section, e.g. optim or training.batch_size\n"
+        f"  {'tools/reconstruct.py --help':<29}one raw file into images\n"
+        f"  {'tools/prepare_mri.py --help':<29}data of your own; also prepare_images.py, prepare_ct.py\n"
+        f"  {'docs/index.md':<29}the pages",
+    ]
+    return "\n\n".join(parts)
+
+
+def listed_sections() -> str:
+    """Returns the sections of settings with what each is about, one a line."""
+    about = sections()
+    return (
+        "\n".join(f"{name:<12}{what}" for name, what in about.items()) + "\n--help_settings SECTION lists one of them."
+    )
 
 
 def page() -> str:
