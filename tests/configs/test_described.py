@@ -53,3 +53,32 @@ def test_help_says_modes_the_settings_used_most_and_where_the_rest_is():
     for name in (*(f"--config.{name}=" for name in described.MOST_USED), "--workdir", "--config ", "--help_settings"):
         assert name in done.stdout
     assert len(done.stdout.splitlines()) < 70
+
+
+SMOKE = "--config=configs/brain64_msm.py:smoke"
+ANSWERS = {
+    f"{SMOKE} --lr=1": "--lr is no flag: here it is --config.optim.learning_rate=VALUE",
+    f"{SMOKE} --config.optim.lr=0.1 --config.epochs=3 --config.evl.batch_size=2": (
+        "optim.lr is not a setting of configs/default.py: here it is --config.optim.learning_rate=VALUE\n"
+        "epochs is not a setting of configs/default.py: here it is --config.training.num_steps=VALUE (it counts "
+        "steps; an epoch is as many as the store has examples over training.batch_size)\n"
+        "evl.batch_size is not a setting of configs/default.py; did you mean 'eval.batch_size'?"
+    ),
+    "--config=brain64_msm:smoke": "--config brain64_msm does not exist: write --config=configs/brain64_msm.py:smoke",
+    "--help_settings optm": (
+        "optm is no section of settings; did you mean 'optim'? (there are " + ", ".join(described.sections()) + ")"
+    ),
+    f"{SMOKE} --config.data.dir=store/none": (
+        "store/none/manifest.json is missing; make the store: python tools/prepare_demo.py --size 64 "
+        "--num_coils 4 --mask cartesian_random --acceleration 4 --acs_lines 6 --out store/none"
+    ),
+}
+
+
+@pytest.mark.parametrize("given", ANSWERS)
+def test_mistakes_are_answered_by_what_was_meant(given, tmp_path):
+    command = [sys.executable, "main.py", *given.split(), f"--workdir={tmp_path}/run"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.splitlines() == [f"error: {line}" for line in ANSWERS[given].splitlines()]
+    assert not (tmp_path / "run").exists()

@@ -55,31 +55,6 @@ COMMANDS = {
         "main SMOKE RUN --config.trainning.batch_size=8",
         "trainning.batch_size is not a setting of configs/default.py; did you mean 'training.batch_size'?",
     ),
-    "setting of another program": (
-        "main SMOKE RUN --config.optim.lr=0.1 --config.epochs=3",
-        "optim.lr is not a setting of configs/default.py: here it is --config.optim.learning_rate=VALUE\n"
-        "epochs is not a setting of configs/default.py: here it is --config.training.num_steps=VALUE (it counts "
-        "steps; an epoch is as many as the store has examples over training.batch_size)",
-    ),
-    "flag of another program": (
-        "main SMOKE RUN --batch=8",
-        "--batch is no flag: here it is --config.training.batch_size=VALUE",
-    ),
-    "config by its name": (
-        "main --config=brain64_msm:smoke RUN",
-        "--config brain64_msm does not exist: write --config=configs/brain64_msm.py:smoke",
-    ),
-    "section of settings": (
-        "main --help_settings optm",
-        "optm is no section of settings; did you mean 'optim'? (there are seed, data, transform, masks, model, "
-        "denoiser, schedule, loss, optim, training, sampling, solver, msm_fast, score_sde, ssdu, dps, ddnm, baselines, "
-        "task, eval, tune)",
-    ),
-    "default store": (
-        "main SMOKE RUN --config.data.dir=store/none",
-        "store/none/manifest.json is missing; make the store: python tools/prepare_demo.py --size 64 "
-        "--num_coils 4 --mask cartesian_random --acceleration 4 --acs_lines 6 --out store/none",
-    ),
     "variant": (
         "main --config=configs/brain64_msm.py:smok RUN",
         "unknown config variant 'smok'; did you mean 'smoke'? (known: demo, smoke, csmri4, csmri6, published)",

@@ -156,7 +156,7 @@ def test_images_do_not_depend_on_the_batch_size(config, straight, tmp_path):
     found, expected = images_of(tmp_path / "samples" / "generated"), images_of(straight[0])
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
     assert summary["memorisation"] == {}
-    assert "Not checked" in (tmp_path / "samples" / "generated" / "report.html").read_text()
+    assert "Copies of training data" not in (tmp_path / "samples" / "generated" / "report.html").read_text()
 
 
 def test_more_images_keep_the_finished_rounds_and_fewer_drop_them(config, straight, tmp_path, monkeypatch):
