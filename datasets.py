@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from msm.builders.manifest import find_problem
+from msm.builders.order import bucket_batch, buckets_of, epoch_order, spread
 from msm.builders.pictures.store import unit_range
 from msm.builders.record_files import DAMAGE, RecordFiles, one_line
 from msm.builders.store import config_flags, missing_keys
@@ -21,6 +22,7 @@ from msm.infra import plain_json
 from msm.infra.errors import UserError
 from msm.infra.sharding import local_share
 from msm.operators.measurement import PADDING_ID, EvalExample, Measurement
+from msm.operators.shape import as_stored, told
 from msm.operators.tasks import get_measure_fn
 from msm.operators.transform import get_transform
 
@@ -78,7 +80,7 @@ def _wanted_kind(config) -> str:
 def _wanted_settings(config) -> dict[str, Any]:
     """The part of a store's settings that the config determines."""
     masks = config.masks
-    common = {"image_size": config.data.image_size, "mask": masks.name}
+    common = {"image_size": as_stored(config.data.image_size), "mask": masks.name}
     if config.data.num_coils == 0:
         return common | {"grid": masks.grid, "drop": masks.drop}
     return common | {
@@ -88,7 +90,7 @@ def _wanted_settings(config) -> dict[str, Any]:
 
 def _command(kind: str, settings: dict[str, Any], max_slices: int, folder: str | Path) -> str:
     """The command that makes a store of these settings."""
-    flags = {"size": settings["image_size"]}
+    flags = {"size": told(settings["image_size"])}
     names = ("num_coils", "mask", "acceleration", "acs_lines", "grid", "drop", "noise_std", "seed")
     flags |= {name: settings[name] for name in names if name in settings}
     flags |= {"max_slices": max_slices} if max_slices else {}
@@ -140,6 +142,7 @@ class _Records(Sequence):
 
     Attributes:
       ids: (N,) int32, ascending.
+      shapes: (N,2) int rows and columns of each, where a store has scans of several; else None.
 
     Reading raises UserError for a record that cannot be read or has numbers that are not finite.
     """
@@ -153,6 +156,8 @@ class _Records(Sequence):
         stored = np.asarray(part["ids"][split], np.int32)  # TFDS shuffles records by the hash of their key
         self._order = np.argsort(stored)
         self.ids = stored[self._order]
+        told = part.get("matrix", {}).get(split)
+        self.shapes = None if told is None else np.asarray(told, int)[self._order]
         self._source = RecordFiles(store, part, split)
         if len(self._source) != len(stored):
             found = f"{len(self._source)} {split} records instead of {len(stored)}"
@@ -172,10 +177,21 @@ class _Records(Sequence):
             raise self._damage(index, f"has numbers that are not finite ({', '.join(sorted(bad))})")
         return record
 
-    def volumes(self, indices: Iterable[int]) -> np.ndarray:
-        """Returns the names of the volumes that these slices belong to, (N,) of text, '' where a record names none."""
-        records = (_Records.__getitem__(self, int(index)) for index in indices)
-        return np.array([record.get("volume", b"").decode(errors="replace") for record in records])
+    def places(self, indices: Iterable[int]) -> dict[str, np.ndarray]:
+        """Returns {'volume', 'slice'}: the names of the volumes that these belong to, (N,) of text, '' where a record
+        names none, and the numbers that these slices have there, (N,) int32, -1 where a record has none."""
+        records = [_Records.__getitem__(self, int(index)) for index in indices]
+        volumes = [record.get("volume", b"").decode(errors="replace") for record in records]
+        return {
+            "volume": np.array(volumes),
+            "slice": np.array([record.get("slice", -1) for record in records], np.int32),
+        }
+
+    def most_alike(self) -> np.ndarray:
+        """The places of all examples of the most frequent shape, ascending."""
+        if self.shapes is None:
+            return np.arange(len(self))
+        return max(buckets_of(self.shapes), key=len)
 
     def _damage(self, index: int, what: str) -> UserError:
         path = self._source.path(int(self._order[index]))
@@ -184,9 +200,11 @@ class _Records(Sequence):
 
 def _dense_scan(record: dict[str, Any]) -> dict[str, Any]:
     """y (C,H,W), mask (1,1,W) and maps of a record of acquired k-space columns; mask (1,H,W) of one of entries."""
-    mask, maps = record["mask"], record["maps"]
+    rows, columns = record.get("matrix", record["maps"].shape[1:])  # what is beyond fills up to the largest scan
+    maps, mask = record["maps"][:, :rows, :columns], record["mask"][..., :columns]
+    mask = mask if mask.ndim == 1 else mask[:rows]
     y = np.zeros(maps.shape, np.complex64)
-    y[..., mask] = record["y"]
+    y[..., mask] = record["y"][:, :rows] if mask.ndim == 1 else record["y"]
     return {"y": y, "mask": mask[None, None] if mask.ndim == 1 else mask[None], "maps": maps}
 
 
@@ -249,7 +267,8 @@ def get_train_iterator(
 ) -> grain.DatasetIterator[Measurement]:
     """Returns the endless training stream of this process: numpy Measurements of batch_size / process_count examples.
 
-    The stream of global batches depends on `config.seed` alone (`epoch_order`); process i of n takes the i-th of n
+    The stream of global batches depends on `config.seed` alone (`epoch_order`, and where scans have several shapes
+    `bucket_batch`: a batch holds scans of one); process i of n takes the i-th of n
     equal parts of each, so any number of processes trains on the same batches. The iterator has get_state and
     set_state, and resumes exactly, also within an epoch.
 
@@ -268,30 +287,25 @@ def get_train_iterator(
         raise UserError(f"training.batch_size is {batch_size}; make it a positive multiple of the {count} processes")
     acquisitions = open_acquisitions(config, "train")
     share = batch_size // count
+    buckets = None if acquisitions.shapes is None else buckets_of(acquisitions.shapes)
 
     def read(step: int) -> Measurement:
+        if buckets is not None:
+            whole = bucket_batch(config.seed, buckets, step, batch_size)
+            return acquisitions.batch(whole[index * share : (index + 1) * share])
         start = step * batch_size + index * share
         return acquisitions.batch(epoch_order(config.seed, len(acquisitions), start, share))
 
     return iter(grain.MapDataset.range(_ENDLESS).map(read).to_iter_dataset(_READ_OPTIONS))
 
 
-def epoch_order(seed: int, num_examples: int, start: int, count: int) -> np.ndarray:
-    """Returns which examples the endless training stream holds at places start ... start + count - 1, (count,) int64.
-
-    Each epoch is a permutation fixed by (seed, epoch): the stream is a function of the place, so resuming needs nothing
-    but a step number. (Grain's own shuffle walks through 2^16 candidates to order a hundred examples.)
-    """
-    epochs, places = np.divmod(np.arange(start, start + count), num_examples)
-    orders = {epoch: np.random.default_rng((seed, epoch)).permutation(num_examples) for epoch in np.unique(epochs)}
-    return np.array([orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)])
-
-
 class References(_Records):
     """The reference images of one split, in the order of their ids: (H,W) complex64, of images (H,W,K) float32."""
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return unit_range(super().__getitem__(index)["image"])
+        record = super().__getitem__(index)
+        rows, columns = record.get("matrix", record["image"].shape[:2])
+        return unit_range(record["image"][:rows, :columns])
 
     def batch(self, indices: Iterable[int]) -> np.ndarray:
         """Returns the images at these positions, (N,H,W) complex64 or (N,H,W,K) float32."""
@@ -337,9 +351,9 @@ def eval_batches(config, split: str, batch_size: int, max_examples: int = 0) -> 
     """
     acquisitions = open_acquisitions(config, split, config.eval.acquisition)
     if config.task.name == "acquired" and not has_references(config, split):
-        chosen = _spread(len(acquisitions), batch_size, max_examples)
+        chosen = _shares(acquisitions, batch_size, max_examples)
         return (
-            EvalExample(_mark_padding(acquisitions.batch(padded), real), None, acquisitions.volumes(padded))
+            EvalExample(_mark_padding(acquisitions.batch(padded), real), None, **acquisitions.places(padded))
             for padded, real in chosen
         )
     references = open_references(config, split)
@@ -350,11 +364,11 @@ def eval_batches(config, split: str, batch_size: int, max_examples: int = 0) -> 
     simulated = get_measure_fn(config, get_transform(config))
 
     def batches() -> Iterator[EvalExample]:
-        for padded, real in _spread(len(acquisitions), batch_size, max_examples):
+        for padded, real in _shares(acquisitions, batch_size, max_examples):
             measurement = acquisitions.batch(padded)
             images = references.batch(padded)
             measurement, unknown = (measurement, None) if simulated is None else simulated(images, measurement)
-            yield EvalExample(_mark_padding(measurement, real), images, references.volumes(padded), unknown)
+            yield EvalExample(_mark_padding(measurement, real), images, **references.places(padded), unknown=unknown)
 
     return batches()
 
@@ -369,19 +383,13 @@ def measurement_batches(config, split: str, batch_size: int, max_examples: int =
     if config.task.name != "acquired":
         return (example.measurement for example in eval_batches(config, split, batch_size, max_examples))
     acquisitions = open_acquisitions(config, split, config.eval.acquisition)
-    chosen = _spread(len(acquisitions), batch_size, max_examples)
+    chosen = _shares(acquisitions, batch_size, max_examples)
     return (_mark_padding(acquisitions.batch(padded), real) for padded, real in chosen)
 
 
-def _spread(total: int, batch_size: int, max_examples: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields this process's share of batches of evenly spread examples: places, and which of them are no padding."""
-    chosen = np.arange(total)
-    if 0 < max_examples < total:
-        chosen = np.rint(np.linspace(0, total - 1, max_examples)).astype(int)
-    for start in range(0, len(chosen), batch_size):
-        indices = chosen[start : start + batch_size]
-        padding = np.repeat(indices[:1], batch_size - len(indices))
-        yield local_share((np.concatenate([indices, padding]), np.arange(batch_size) < len(indices)))
+def _shares(records: _Records, batch_size: int, max_examples: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """This process's share of the batches of `spread`."""
+    return map(local_share, spread(len(records), records.shapes, batch_size, max_examples))
 
 
 def _mark_padding(measurement: Measurement, real: np.ndarray) -> Measurement:

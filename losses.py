@@ -14,7 +14,7 @@ from msm.models.denoiser import Denoised, get_loss_weight
 from msm.operators.acquisition import Acquisition
 from msm.operators.augment import get_augment_fn
 from msm.operators.image_augment import get_image_augment_fn
-from msm.operators.masks import MaskDistribution, thin
+from msm.operators.masks import MaskDistribution, get_always_fn, thin
 from msm.operators.measurement import Measurement
 from msm.operators.operator import per_example
 from msm.operators.randomness import draw_noise, example_keys, split_keys
@@ -150,7 +150,7 @@ def get_prepare_fn(config, transform: Transform, masks: MaskDistribution) -> Pre
     it needs fully sampled, noiseless acquisitions, which is why it is not MSM.
     """
     augment = get_augment_fn(config)
-    always = masks.inclusion_probability() >= 1.0
+    always_at = get_always_fn(config, masks)
     min_keep, redraw_std = config.loss.min_keep, config.loss.redraw_noise_std
 
     def redraw(key, y):
@@ -158,7 +158,7 @@ def get_prepare_fn(config, transform: Transform, masks: MaskDistribution) -> Pre
         mask = masks.sample(mask_key)
         return jnp.where(mask, y + redraw_std * transform.noise(noise_key, y.shape), 0), mask
 
-    def keep_share(key, mask):
+    def keep_share(always, key, mask):
         share_key, keep_key = jax.random.split(key)
         return thin(keep_key, mask, always, jax.random.uniform(share_key, minval=min_keep, maxval=1.0))
 
@@ -168,7 +168,8 @@ def get_prepare_fn(config, transform: Transform, masks: MaskDistribution) -> Pre
             noise_std = jnp.full_like(measurement.noise_std, redraw_std)
             measurement = measurement.replace(y=y, mask=mask, noise_std=noise_std)
         if min_keep < 1:  # before the symmetries: they move the lines that p(S) always keeps
-            measurement = measurement.replace(mask=jax.vmap(keep_share)(split_keys(keys, 1), measurement.mask))
+            keep = jax.vmap(partial(keep_share, always_at(measurement.y.shape)))
+            measurement = measurement.replace(mask=keep(split_keys(keys, 1), measurement.mask))
         return augment(split_keys(keys, 0), measurement)
 
     return prepare
@@ -230,12 +231,12 @@ def published_count(config, transform: Transform, shape: tuple[int, ...]) -> flo
 @LOSSES.register("ssdu")
 def get_ssdu_loss(config, schedule, transform, masks, denoise) -> LossFn:
     """SSDU, see models/unrolled.py: from Theta, a random part of the acquired entries, to the others."""
-    augment, always = get_augment_fn(config), masks.inclusion_probability() >= 1.0
+    augment, always_at = get_augment_fn(config), get_always_fn(config, masks)
     reconstruct = ssdu.get_reconstruct_fn(config, schedule, transform, Acquisition(transform))
 
     def loss(params, measurement, key):
         keys = example_keys(key, measurement.example_id)
-        share = partial(ssdu.split, always=always, share=config.ssdu.share)
+        share = partial(ssdu.split, always=always_at(measurement.y.shape), share=config.ssdu.share)
         theta, judged = jax.vmap(share)(split_keys(keys, 1), measurement.mask)
         given, other = (augment(split_keys(keys, 0), measurement.replace(mask=mask)) for mask in (theta, judged))
         x = reconstruct(partial(denoise, params), given)
@@ -254,13 +255,12 @@ def get_ambient_loss(config, schedule, transform, masks, denoise) -> LossFn:
     kept entries alone.
     """
     weight, augment = get_loss_weight(config), get_augment_fn(config)
-    always = masks.inclusion_probability() >= 1.0
+    always_at = get_always_fn(config, masks)
 
     def loss(params, measurement, key):
         keys = example_keys(key, measurement.example_id)
-        kept = jax.vmap(partial(thin, always=always, share=config.loss.ambient_keep))(
-            split_keys(keys, 1), measurement.mask
-        )
+        thinned = partial(thin, always=always_at(measurement.y.shape), share=config.loss.ambient_keep)
+        kept = jax.vmap(thinned)(split_keys(keys, 1), measurement.mask)
         given, m = (augment(split_keys(keys, 0), measurement.replace(mask=mask)) for mask in (kept, measurement.mask))
         t = jax.vmap(schedule.sample)(split_keys(keys, 2))
         noise = transform.forward(draw_noise(transform, split_keys(keys, 3), transform.image_shape(m.y.shape)), m.maps)

@@ -30,6 +30,7 @@ from msm.modes import sample as generation
 from msm.operators.acquisition import Acquisition
 from msm.operators.masks import MaskDistribution, get_masks
 from msm.operators.operator import Operator
+from msm.operators.shape import image_size
 from msm.operators.tasks import get_task
 from msm.operators.transform import Transform, get_transform
 from msm.optimizer import Layout, get_optimizer, get_step_fn, init_state
@@ -57,8 +58,7 @@ class Experiment:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H,W,channels) as the network sees an image."""
-        size = self.config.data.image_size
-        return (size, size, self.transform.channels)
+        return (*image_size(self.config), self.transform.channels)
 
     def template_params(self):
         """Shapes and placement of the parameters, without any values."""
@@ -188,8 +188,8 @@ def _get_picture_fn(experiment: Experiment) -> Callable[[Any], np.ndarray]:
     """Returns draw(params) -> (H,W,3) uint8: four fixed training acquisitions, zero-filled, masks, reconstructions."""
     config = experiment.config
     acquisitions = datasets.open_acquisitions(config, "train")
-    chosen = np.unique(np.linspace(0, len(acquisitions) - 1, 4).astype(int))
-    measurement = acquisitions.batch(chosen)
+    alike = acquisitions.most_alike()
+    measurement = acquisitions.batch(alike[np.unique(np.linspace(0, len(alike) - 1, 4).astype(int))])
     solver = get_solver(config, experiment, config.training.picture_solver)
     solve = jax.jit(solver.solve)
     zero_filled = np.asarray(experiment.transform.adjoint(jnp.asarray(measurement.y), measurement.maps))

@@ -40,12 +40,25 @@ def _of_dataset(store: Path, name: str, part: Any) -> str:
     sizes = all(isinstance(size, int) and size >= 0 for size in files.values())
     if not sizes:
         return f"{name}.files must be sizes in bytes"
+    told = part.get("matrix", {})
+    if not isinstance(told, dict):
+        return f"{name}.matrix must be a table"
     for split, numbers in ids.items():
         whole = isinstance(numbers, list) and all(type(n) is int and 0 <= n <= _LARGEST_ID for n in numbers)
         if not whole:
             return f"{name}.ids.{split} must be whole numbers from 0 to {_LARGEST_ID}"
+        shapes = told.get(split)
+        if shapes is not None and not _are_shapes(shapes, len(numbers)):
+            return f"{name}.matrix.{split} must be rows and columns of each of the {len(numbers)} examples"
     outside = next((text for text in (path, *files) if not lies_inside(store, text)), None)
     return "" if outside is None else f"{name} names {outside!r}, which lies outside the store"
+
+
+def _are_shapes(shapes: Any, count: int) -> bool:
+    """Whether a manifest tells rows and columns of so many examples."""
+    if not isinstance(shapes, list) or len(shapes) != count:
+        return False
+    return all(isinstance(s, list) and len(s) == 2 and all(type(n) is int and n > 0 for n in s) for s in shapes)
 
 
 def lies_inside(store: Path, name: str) -> bool:

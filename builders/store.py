@@ -113,7 +113,9 @@ def config_flags(settings: dict[str, Any]) -> str:
     """The flags that make a config fit a store of multi-coil scans with these settings."""
     names = {"image_size": "data", "num_coils": "data", "mask": "masks", "acceleration": "masks", "acs_lines": "masks"}
     keys = {"mask": "name"}
-    return " ".join(f"--config.{section}.{keys.get(n, n)}={settings[n]}" for n, section in names.items())
+    size = settings["image_size"]
+    values = settings | {"image_size": size if isinstance(size, int) else ",".join(map(str, size))}
+    return " ".join(f"--config.{section}.{keys.get(n, n)}={values[n]}" for n, section in names.items())
 
 
 def prepare_store(out: Path, source: Source) -> tuple[dict, bool]:
@@ -253,6 +255,7 @@ def _write(folder: Path, scratch: Path, source: Source) -> dict:
                 "files": {str(f.relative_to(folder)): f.stat().st_size for f in sorted(path.iterdir())},
                 # ids in the order of the records, which TFDS shuffles
                 "ids": {split: [int(r["example_id"]) for r in stored] for split, stored in records[name].items()},
+                **_matrices(records[name]),
             }
         described = source.describe(records)
     references = datasets.pop(REFERENCES, {"path": REFERENCES, "files": {}, "ids": {}})
@@ -263,3 +266,11 @@ def _write(folder: Path, scratch: Path, source: Source) -> dict:
         "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
         **described,
     }
+
+
+def _matrices(records: dict[str, Sequence]) -> dict[str, dict]:
+    """{'matrix': ...}, by split the rows and columns of every record in their order; {} where all are alike."""
+    first = next(iter(records.values()))
+    if "matrix" not in (first[0] if len(first) else {}):
+        return {}
+    return {"matrix": {split: [[int(n) for n in r["matrix"]] for r in stored] for split, stored in records.items()}}

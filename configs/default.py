@@ -1,6 +1,6 @@
 """Every setting with its default. A leaf config changes only what its experiment needs."""
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 
 def get_config() -> ConfigDict:
@@ -35,7 +35,7 @@ def _data() -> ConfigDict:
     """What is trained on."""
     data = ConfigDict()
     data.dir = "store/brain64"  # store made by tools/prepare_demo.py: holds acquisitions/ and references/
-    data.image_size = 64  # rows = columns
+    data.image_size = config_dict.FieldReference(64, field_type=object)  # rows and columns: 64, or 230,180
     data.num_coils = 4  # 0 for images
     data.acquisition = "undersampled"  # which acquisitions of the store: undersampled | full (the oracle's)
     data.augment = ("flip", "shift", "phase")  # exact symmetries of a measurement, drawn per step and example

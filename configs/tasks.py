@@ -8,6 +8,8 @@ compose with a leaf's other variants: ':smoke+csmri6', ':csmri4+published'.
 
 from ml_collections import ConfigDict
 
+from msm.operators.shape import image_size
+
 # Park et al. 2025 (arXiv 2505.11853) and the authors' code. Algorithm 1: masks drawn from p(S), estimates put back.
 PUBLISHED = {"num_levels": 200, "mask_keep": 0.0, "reinject": True, "step": "renoise", "eta": 0.85}
 PUBLISHED_IMAGES = {**PUBLISHED, "w": 2, "consistency": "pseudo_inverse", "gamma": 1.75}
@@ -50,7 +52,7 @@ def sr4(config: ConfigDict) -> ConfigDict:
 
 def box(config: ConfigDict) -> ConfigDict:
     """Inpainting of a box of half the image's width in its middle: 64 x 64 at 128 pixels."""
-    return _image_task(config, "box", name="box_inpainting", box_size=config.data.image_size // 2)
+    return _image_task(config, "box", name="box_inpainting", box_size=min(image_size(config)) // 2)
 
 
 def random_inpainting(config: ConfigDict) -> ConfigDict:
@@ -60,12 +62,12 @@ def random_inpainting(config: ConfigDict) -> ConfigDict:
 
 def gaussian_blur(config: ConfigDict) -> ConfigDict:
     """Deblurring, Gaussian of 1.5 pixels at a width of 64, in proportion to it elsewhere."""
-    return _image_task(config, "gaussian_blur", name="gaussian_blur", sigma=1.5 * config.data.image_size / 64)
+    return _image_task(config, "gaussian_blur", name="gaussian_blur", sigma=1.5 * min(image_size(config)) / 64)
 
 
 def motion_blur(config: ConfigDict) -> ConfigDict:
     """Deblurring, diagonal motion by 9 pixels at a width of 64, in proportion to it elsewhere."""
-    length = 9.0 * config.data.image_size / 64
+    length = 9.0 * min(image_size(config)) / 64
     return _image_task(config, "motion_blur", name="motion_blur", length=length, angle=45.0)
 
 

@@ -21,6 +21,7 @@ from msm.evaluation import lpips
 from msm.evaluation.lpips_weights import package_folder, read_weights
 from msm.infra.errors import UserError
 from msm.infra.registry import Registry
+from msm.operators.shape import image_size
 
 _SSIM_WINDOW = 11  # pixels, of a Gaussian of sigma 1.5 cut off at 3.5 sigma
 
@@ -327,7 +328,7 @@ def get_metrics(config: ConfigDict) -> tuple[tuple[Metric, ...], dict[str, str]]
 def _find_lpips(config: ConfigDict) -> tuple[Mapping[str, np.ndarray] | None, str]:
     """Weights of LPIPS, or None and the reason."""
     network, folder = config.eval.lpips_network, config.eval.lpips_weights or package_folder()
-    smallest, size = lpips.BACKBONES[network].min_size, config.data.image_size
+    smallest, size = lpips.BACKBONES[network].min_size, min(image_size(config))
     if size < smallest:
         return None, f"LPIPS is absent: {network} needs images of at least {smallest} pixels, these have {size}."
     if folder is None:

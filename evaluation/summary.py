@@ -4,16 +4,18 @@ Pure numpy; no files. The single measures are in `metrics`. What travels between
 
   round    plain dict of arrays, the content of one rounds/*.npz: 'example_id' (N,), 'mask' (N,...), where there are
            references 'reference' (N,...), where these do not know all pixels 'unknown' (N,H,W,1) bool, where slices
-           belong to volumes 'volume' (N,) names, and for every solver '<solver>/mean' (N,...), '<solver>/seconds' (N,),
-           and where it draws samples '<solver>/std' (N,H,W) float32, '<solver>/sample' (N,...), one posterior sample,
-           and with references '<solver>/level' and '<solver>/crps' of `calibration`
-  row      dict of one slice and one solver: 'example_id', 'volume' if it has one, 'solver', 'seconds', and where there
-           are references the metrics, and the POSTERIOR figures where the solver has a std map; or of one volume and
-           one solver, see `measure_volumes`
+           belong to volumes 'volume' (N,) names and 'slice' (N,) the scanner's numbers there, 'aspect' (N,) height over
+           width of a pixel, and for every solver '<solver>/mean' (N,...), '<solver>/seconds' (N,), and where it draws
+           samples '<solver>/std' (N,H,W) float32, '<solver>/sample' (N,...), one posterior sample, and with references
+           '<solver>/level' and '<solver>/crps' of `calibration`
+  row      dict of one slice and one solver: 'example_id', 'volume' and 'slice' if known, 'solver', 'seconds', and where
+           there are references the metrics, and the POSTERIOR figures where the solver has a std map; or of one volume
+           and one solver, see `measure_volumes`
   summary  dict that becomes summary.json, see `summarize`
 
   summarize_samples(samples) -> mean, std            after a solver has run
   merge_rounds(rounds) -> round                      padding dropped, ordered by example_id
+  merge_by_shape(rounds) -> [round]                  likewise, one for each shape of images
   measure_round(round) -> rows                       every slice and solver of the round
   measure_volumes(round) -> rows                     every volume and solver of the round
   summarize(rows, primary, run, nfe) -> summary
@@ -32,7 +34,7 @@ from msm.operators.measurement import PADDING_ID
 
 __all__ = ["METRICS", "POSTERIOR", "error_map", "natural_range", "nmse", "posterior_figures", "psnr", "ssim"]
 
-NOT_METRICS = ("example_id", "volume", "slices", "solver")  # what a row holds besides numbers to average
+NOT_METRICS = ("example_id", "volume", "slice", "slices", "solver")  # what a row holds besides numbers to average
 NO_REFERENCES = "Image quality is not measured: these scans have no reference images."
 NO_VOLUMES = "Figures per volume are absent: the data are single images, not slices of volumes."
 
@@ -127,6 +129,15 @@ def merge_rounds(rounds: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.nda
     return {key: value[order] for key, value in merged.items()}
 
 
+def merge_by_shape(rounds: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """The rounds of every shape of images, each group joined by `merge_rounds`; one where all are alike."""
+    groups: dict[tuple[int, ...], list[Mapping[str, np.ndarray]]] = {}
+    for arrays in rounds:
+        shape = arrays[f"{solver_names(arrays)[0]}/mean"].shape[1:] if solver_names(arrays) else ()
+        groups.setdefault(shape, []).append(arrays)
+    return [merge_rounds(group) for group in groups.values()] or [merge_rounds(rounds)]
+
+
 def _real_slices(arrays: Mapping[str, np.ndarray]) -> list[int]:
     """Places of a round that are no padding."""
     return [int(index) for index in np.flatnonzero(arrays["example_id"] != PADDING_ID)]
@@ -160,6 +171,8 @@ def measure_round(
         where: dict[str, Any] = {"example_id": int(arrays["example_id"][index])}
         if "volume" in arrays and arrays["volume"][index]:
             where["volume"] = str(arrays["volume"][index])
+        if "slice" in arrays and arrays["slice"][index] >= 0:
+            where["slice"] = int(arrays["slice"][index])
         for solver in solver_names(arrays):
             mean = _known(arrays, f"{solver}/mean", index)
             row = {**where, "solver": solver}

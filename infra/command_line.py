@@ -48,7 +48,16 @@ def start(main: Callable[[list[str]], None], names: bool = False, settings: Sett
         except UserError as error:
             fail(error)
 
+    _show_all_flags()
     app.run(run, flags_parser=functools.partial(parse, names=names, settings=settings))
+
+
+def _show_all_flags() -> None:
+    """Makes --help show the flags of all of this program's modules, not only of the one that was started."""
+    for module, defined in FLAGS.flags_by_module_dict().items():
+        if module.startswith("msm."):
+            for flag in defined:
+                FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 def parse(

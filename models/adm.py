@@ -67,7 +67,7 @@ class AttentionBlock(nn.Module):
 
 
 class ADM(nn.Module):
-    """U-Net from (B,H,W,C) float32 and times (B,) float32 to (B,H,W,C) float32.
+    """U-Net from (B,H,W,C) float32 and times (B,) float32 to (B,H,W,C) float32; any H and W, padded inside.
 
     Attributes:
       channels: real channels of the image, in and out.
@@ -92,7 +92,8 @@ class ADM(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, t_B: jax.Array) -> jax.Array:
-        self._check_size(x_BxHxWxC.shape)
+        rows, columns = x_BxHxWxC.shape[1:3]
+        x_BxHxWxC = self._padded(x_BxHxWxC)
         embedding = layers.timestep_embedding(t_B, self.num_channels)
         embedding = layers.Linear(4 * self.num_channels, name="time_embed_0")(embedding)
         embedding = layers.Linear(4 * self.num_channels, name="time_embed_2")(nn.silu(embedding))
@@ -122,7 +123,7 @@ class ADM(nn.Module):
 
         h = nn.silu(layers.GroupNorm(name="out_norm")(h.astype(jnp.float32)))
         h = layers.Conv3x3(self.channels * self.patch_size**2, name="out_conv")(h)
-        return layers.depth_to_space(h, self.patch_size)
+        return layers.depth_to_space(h, self.patch_size)[:, :rows, :columns]
 
     def _blocks(self, h, embedding, name: str, mult: int, kinds: str):
         """Applies blocks `name`_0, `name`_1, ...: r residual, d residual down, u residual up, a attention."""
@@ -137,15 +138,10 @@ class ADM(nn.Module):
                 h = block(h, embedding)
         return h
 
-    def _check_size(self, shape: tuple[int, ...]) -> None:
-        unit = size_unit(self.patch_size, len(self.channel_mult))
-        if len(shape) != 4 or shape[-1] != self.channels:
-            raise UserError(f"the network takes (batch, rows, columns, {self.channels}) images, not {shape}")
-        if shape[1] % unit or shape[2] % unit:
-            raise UserError(
-                f"image of {shape[1]}x{shape[2]} pixels: rows and columns must be multiples of {unit} "
-                "(model.patch_size * 2^(levels-1)); crop or pad it, or use fewer levels in model.channel_mult"
-            )
+    def _padded(self, x: jax.Array) -> jax.Array:
+        if x.ndim != 4 or x.shape[-1] != self.channels:
+            raise UserError(f"the network takes (batch, rows, columns, {self.channels}) images, not {x.shape}")
+        return layers.pad_to_unit(x, size_unit(self.patch_size, len(self.channel_mult)))
 
 
 @MODELS.register("adm")
@@ -158,7 +154,7 @@ def get_adm(config: ConfigDict, in_channels: int) -> ADM:
     levels; a config of another size needs the list of `models.levels.attention_at`.
 
     Raises:
-      UserError: image_size not divisible by patch_size * 2^(levels-1), unknown dtype, or a number that is not positive.
+      UserError: unknown dtype, or a number that is not positive.
     """
     model = config.model
     if model.dtype not in DTYPES:
@@ -170,7 +166,7 @@ def get_adm(config: ConfigDict, in_channels: int) -> ADM:
             raise UserError(f"model.{key} is {getattr(model, key)}: it must be at least 1")
     if not model.channel_mult or any(m < 1 for m in model.channel_mult):
         raise UserError(f"model.channel_mult is {tuple(model.channel_mult)}: give one factor of at least 1 per level")
-    net = ADM(
+    return ADM(
         channels=in_channels,
         num_channels=model.num_channels,
         channel_mult=tuple(model.channel_mult),
@@ -182,5 +178,3 @@ def get_adm(config: ConfigDict, in_channels: int) -> ADM:
         dtype=DTYPES[model.dtype],
         remat=model.remat,
     )
-    net._check_size((1, config.data.image_size, config.data.image_size, in_channels))
-    return net

@@ -32,6 +32,12 @@ def _uniform(bound: float):
     return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound) if bound else jnp.zeros(shape)
 
 
+def pad_to_unit(x: jax.Array, unit: int) -> jax.Array:
+    """(B,H,W,C) with rows and columns mirrored on at the ends, up to multiples of `unit`; unchanged if they are."""
+    missing = [-size % unit for size in x.shape[1:3]]
+    return jnp.pad(x, [(0, 0), *((0, n) for n in missing), (0, 0)], mode="symmetric") if any(missing) else x
+
+
 @jax.custom_vjp
 def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """3x3 convolution with zero padding: (B,H,W,C), (3,3,C,D) -> (B,H,W,D).

@@ -74,7 +74,8 @@ class NCSNpp(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, t_B: jax.Array) -> jax.Array:
-        self._check_size(x_BxHxWxC.shape)
+        rows, columns = x_BxHxWxC.shape[1:3]
+        x_BxHxWxC = self._padded(x_BxHxWxC)
         image = layers.space_to_depth(x_BxHxWxC if self.centered else 2.0 * x_BxHxWxC - 1.0, self.patch_size)
         embedding = self._embed(t_B)
         h = layers.Conv3x3(self.num_channels, self.dtype, name="in_conv")(image)
@@ -103,7 +104,7 @@ class NCSNpp(nn.Module):
                 h = self._block(h, embedding, f"up_{level}_resample", mult, "up")
         if self.progressive != "output_skip":
             out = self._image(h, "out")
-        out = layers.depth_to_space(out.astype(jnp.float32), self.patch_size)
+        out = layers.depth_to_space(out.astype(jnp.float32), self.patch_size)[:, :rows, :columns]
         return out / t_B[:, None, None, None] if self.scale_by_sigma else out
 
     def _embed(self, t_B):
@@ -155,24 +156,20 @@ class NCSNpp(nn.Module):
         h = nn.silu(group_norm(h.astype(jnp.float32), f"{name}_norm"))
         return layers.Conv3x3(self.channels * self.patch_size**2, name=f"{name}_conv")(h)
 
-    def _check_size(self, shape: tuple[int, ...]) -> None:
-        unit = size_unit(self.patch_size, len(self.channel_mult))
-        if len(shape) != 4 or shape[-1] != self.channels or shape[1] % unit or shape[2] % unit:
-            raise UserError(
-                f"the network takes (batch, rows, columns, {self.channels}) images of rows and columns that are "
-                f"multiples of {unit} (model.patch_size * 2^(levels-1)), not {shape}"
-            )
+    def _padded(self, x: jax.Array) -> jax.Array:
+        if x.ndim != 4 or x.shape[-1] != self.channels:
+            raise UserError(f"the network takes (batch, rows, columns, {self.channels}) images, not {x.shape}")
+        return layers.pad_to_unit(x, size_unit(self.patch_size, len(self.channel_mult)))
 
 
 @MODELS.register("ncsnpp")
 def get_ncsnpp(config: ConfigDict, in_channels: int) -> NCSNpp:
     """Builds the network from `config.model`, `config.model.ncsnpp` and `config.data.image_size`.
 
-    `attention_resolutions` are sizes of feature maps, as for 'adm'. Raises UserError for an image size that the levels
-    do not divide.
+    `attention_resolutions` are sizes of feature maps, as for 'adm'.
     """
     model, own = config.model, config.model.ncsnpp
-    net = NCSNpp(
+    return NCSNpp(
         channels=in_channels,
         num_channels=model.num_channels,
         channel_mult=tuple(model.channel_mult),
@@ -183,5 +180,3 @@ def get_ncsnpp(config: ConfigDict, in_channels: int) -> NCSNpp:
         remat=model.remat,
         **own.to_dict(),
     )
-    net._check_size((1, config.data.image_size, config.data.image_size, in_channels))
-    return net

@@ -18,10 +18,12 @@ from msm.evaluation.metrics import get_metrics
 from msm.infra import preemption, rounds, sharding, workdir
 from msm.infra.errors import UserError
 from msm.infra.progress import Progress
-from msm.models.levels import attention_at, size_unit
+from msm.models.levels import attention_at
 from msm.modes import reconstruction
 from msm.operators.measurement import PADDING_ID, EvalExample, Measurement
+from msm.operators.shape import Size, as_setting, image_size, rows_and_columns
 from msm.operators.tasks import get_task
+from msm.reports.placement import placement_of
 from msm.reports.volumes import Volume
 from msm.solvers import get_solver
 
@@ -32,28 +34,23 @@ def name_of(path: str) -> str:
     return file.stem if file.suffix.lower() in (*SUFFIXES, ".hdr") else file.name
 
 
-def set_size(config: ConfigDict, size: int) -> None:
-    """Has the network that a config describes reconstruct `size` x `size` pixels, in place; at its own size no change.
+def set_size(config: ConfigDict, size: Size) -> None:
+    """Has the network that a config describes reconstruct images of `size`, in place; at its own size no change.
 
     Attention stays at the levels that were trained with it (`attention_at`). The ACS of p(S) keeps its share of the
     lines, 6 of 64 being 9 of 96: the network knows shares of k-space, no counts of lines.
-
-    Raises UserError for a size that the levels do not divide; it names the nearest that they do.
     """
-    trained, model, masks = config.data.image_size, config.model, config.masks
-    unit = size_unit(model.patch_size, len(model.channel_mult))
-    if size % unit:
-        below = size - size % unit
-        nearest = " or ".join(str(n) for n in (below, below + unit) if n)
-        raise UserError(f"size is {size}: the network takes multiples of {unit} pixels only; take {nearest}")
-    if size != trained:
-        model.attention_resolutions = attention_at(size, model, model.attention_resolutions, trained)
-        masks.acs_lines = round(masks.acs_lines * size / trained)
-        config.data.image_size = size
+    (rows, columns), trained = rows_and_columns(size), image_size(config)
+    if (rows, columns) != trained:
+        model, masks = config.model, config.masks
+        model.attention_resolutions = attention_at((rows, columns), model, model.attention_resolutions, trained)
+        masks.acs_lines = round(masks.acs_lines * columns / trained[1])
+        with config.data.ignore_type():  # one number, or two
+            config.data.image_size = as_setting(size)
 
 
 def batches(scan: Scan, name: str, size: int) -> Iterator[EvalExample]:
-    """Yields the slices in batches of `size`, numbered from 0; the last is filled up with copies whose id is -1."""
+    """Yields the slices in batches of `size`, their ids from 0; the last is filled up with copies whose id is -1."""
     total = len(scan.y)
     for start in range(0, total, size):
         place = np.arange(start, start + size)
@@ -65,7 +62,9 @@ def batches(scan: Scan, name: str, size: int) -> Iterator[EvalExample]:
             noise_std=np.full(size, scan.facts["noise_std"], np.float32),
             example_id=np.where(place < total, place, PADDING_ID).astype(np.int32),
         )
-        yield EvalExample(measurement, None if scan.images is None else scan.images[row], np.full(size, name))
+        reference = None if scan.images is None else scan.images[row]
+        numbers = np.asarray(scan.facts["slices"], np.int32)[row]
+        yield EvalExample(measurement, reference, np.full(size, name), numbers)
 
 
 def reconstruct(config: ConfigDict, raw: RawVolume, options: Options, name: str, folder: str, command: str) -> Volume:
@@ -84,7 +83,7 @@ def reconstruct(config: ConfigDict, raw: RawVolume, options: Options, name: str,
     Raises UserError: see `set_size`, `prepare_scan`, `config_check.check`, `stored.open_workdir`; for a folder that
     holds the results of another raw file.
     """
-    set_size(config, options.size)
+    set_size(config, options.shape_of(raw.kspace.shape[2:]))
     config.data.num_coils = min(raw.kspace.shape[1], options.coils or raw.kspace.shape[1])
     config.task.name = "acquired"
     config_check.check(config)
@@ -104,6 +103,7 @@ def reconstruct(config: ConfigDict, raw: RawVolume, options: Options, name: str,
         "scan": name,
         "settings": {"noise_std": scan.facts["noise_std"]},
         "acceleration": {"effective": round(1 / scan.facts["kept"], 2)},
+        "volumes": {name: {key: scan.facts[key] for key in ("aspect", "pixel_mm") if key in scan.facts}},
         "notes": [f"{name}: {'; '.join(scan.facts['steps'])}; noise from the {scan.facts['noise_from']}."],
         "content": hashlib.sha256(scan.y.tobytes() + scan.maps.tobytes()).hexdigest(),
     }
@@ -133,7 +133,10 @@ def reconstruct(config: ConfigDict, raw: RawVolume, options: Options, name: str,
 
     std = joined("std") if f"{chosen}/std" in done[0] else None
     pixel_mm = tuple(scan.facts["pixel_mm"]) if "pixel_mm" in scan.facts else None
-    return Volume(name, joined("mean"), std, pixel_mm, raw.header)
+    placement = placement_of(raw.header, scan.facts["places"])
+    return Volume(
+        name, joined("mean"), std, pixel_mm, raw.header, scan.facts["slices"], scan.facts["aspect"], placement
+    )
 
 
 def _source(raw: RawVolume, name: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from msm.builders import store
 from msm.evaluation import summary as evaluation
 from msm.evaluation.calibration import calibration_maps
 from msm.infra import rounds, sharding
+from msm.operators.shape import told
 from msm.operators.tasks import Task
 from msm.reports import evaluation_page as report
 from msm.reports.viewer import film_of
@@ -40,6 +41,7 @@ def solve_round(experiment, solvers: dict[str, Solver], runners, compiled, param
         "example_id": example.measurement.example_id,
         **({} if example.reference is None else {"reference": example.reference}),
         **({} if example.volume is None else {"volume": example.volume}),
+        **({} if example.slice is None else {"slice": example.slice}),
         **({} if example.unknown is None else {"unknown": example.unknown}),
         "mask": example.measurement.mask,
     }
@@ -47,10 +49,11 @@ def solve_round(experiment, solvers: dict[str, Solver], runners, compiled, param
         arrays["measured"] = example.measurement.y
     for name, solver in solvers.items():
         arguments = (key, params, measurement, dict(solver.hyper))
-        if name not in compiled:
-            compiled[name] = runners[name].lower(*arguments).compile()
+        place = name, measurement.y.shape
+        if place not in compiled:
+            compiled[place] = runners[name].lower(*arguments).compile()
         begin = time.monotonic()
-        samples = sharding.local_rows(compiled[name](*arguments), axis=1)
+        samples = sharding.local_rows(compiled[place](*arguments), axis=1)
         seconds = (time.monotonic() - begin) / batch_size
         mean, std = evaluation.summarize_samples(samples)
         arrays[f"{name}/mean"] = mean
@@ -68,18 +71,24 @@ def write_report(
     config, run, done, solvers: dict[str, Solver], task: Task, info, origin, command: str, measures, absent
 ) -> dict[str, Any]:
     settings, images = config.eval, config.data.num_coils == 0
-    merged = evaluation.merge_rounds(done)
-    rows, volumes = evaluation.measure_round(merged, measures=measures), evaluation.measure_volumes(merged)
+    groups, known = evaluation.merge_by_shape(done), info.get("volumes", {})
+    for merged in groups:
+        aspects = [known.get(str(name), {}).get("aspect", 1.0) for name in merged.get("volume", ())]
+        merged |= {"aspect": np.array(aspects)} if set(aspects) - {1.0} else {}
+    pixels = {tuple(found["pixel_mm"]) for found in known.values() if "pixel_mm" in found}
+    rows = [row for merged in groups for row in evaluation.measure_round(merged, measures=measures)]
+    volumes = [row for merged in groups for row in evaluation.measure_volumes(merged)]
     what = info.get("scan", f"{settings.split} {'images' if images else 'scans'}")
     facts = {
         "title": f"Reconstruction of {what}",
         "notes": info.get("notes", []),
         "command": command,
         **origin,
-        "images" if images else "slices": len(merged["example_id"]),
-        "image size": config.data.image_size,
+        "images" if images else "slices": sum(len(merged["example_id"]) for merged in groups),
+        "image size": ", ".join(sorted({told(_shape_of(merged)) for merged in groups})),
+        **({"pixel (mm)": " x ".join(f"{size:g}" for size in min(pixels))} if len(pixels) == 1 else {}),
         **({} if images else {"coils": config.data.num_coils}),
-        **_measurement_facts(config, task, info, merged["mask"]),
+        **_measurement_facts(config, task, info, groups),
         **({} if "scan" in info else {"split": f"{settings.split} of {config.data.dir}"}),
         "seed": config.seed,
         "hyper-parameters": {name: dict(s.hyper) for name, s in solvers.items() if s.hyper},
@@ -100,12 +109,17 @@ def write_report(
     report.write_metrics_csv(folder / "metrics.csv", rows)
     report.write_metrics_csv(folder / "volumes.csv", volumes)
     report.write_summary(folder / "summary.json", summary)
-    page = report.write_report(folder, summary, rows, merged)
+    page = report.write_report(folder, summary, rows, groups)
     logging.info("%s\nreport: %s", evaluation.format_table(summary), page)
     return summary
 
 
-def _measurement_facts(config: ConfigDict, task: Task, info: dict[str, Any], masks: np.ndarray) -> dict[str, Any]:
+def _shape_of(merged: dict[str, np.ndarray]) -> tuple[int, int]:
+    """Rows and columns of the images of a round."""
+    return merged[f"{evaluation.solver_names(merged)[0]}/mean"].shape[1:3]
+
+
+def _measurement_facts(config: ConfigDict, task: Task, info: dict[str, Any], groups: list[dict]) -> dict[str, Any]:
     """What the report says about the task: its parameters, how much of y is measured, its noise."""
     facts: dict[str, Any] = {"task": config.task.name}
     if config.task.name == "acquired":
@@ -115,7 +129,9 @@ def _measurement_facts(config: ConfigDict, task: Task, info: dict[str, Any], mas
         noise_std = config.task.noise_std
         facts |= {"task's settings": {name: config.task[name] for name in (*task.settings, "seed")}}
         if task.draw_mask is not None:
-            facts["acceleration, effective"] = round(1 / float(np.mean(masks)), 2)
+            facts["acceleration, effective"] = round(
+                1 / float(np.mean([mask.mean() for g in groups for mask in g["mask"]])), 2
+            )
     noise = "noise std" if config.data.num_coils == 0 else "noise std per real and imaginary entry"
     return facts | {noise: noise_std}
 

@@ -23,6 +23,7 @@ from msm.infra.atomic import atomic_write_bytes
 from msm.infra.errors import UserError
 from msm.infra.progress import Progress
 from msm.operators.measurement import PADDING_ID, Measurement
+from msm.operators.shape import image_size, told
 from msm.operators.transform import get_transform
 from msm.reports import figures
 from msm.reports import samples_page as sample_report
@@ -68,8 +69,8 @@ def get_judge(config) -> Judge:
         )
     digest = load_digest(settings.features, "sampling.features") if drawn is not None else ""
     extract = get_extractor("small" if drawn is not None else settings.features)
-    transform, size = get_transform(config), config.data.image_size
-    measured = (size, size, transform.channels) if config.data.num_coils == 0 else (1, size, size)
+    transform, size = get_transform(config), image_size(config)
+    measured = (*size, transform.channels) if config.data.num_coils == 0 else (1, *size)
     shape = transform.image_shape((1, *measured))
     width = extract(np.zeros(shape, transform.dtype)).shape[1] if drawn is None else drawn.shape[1]
     if reference is not None and reference.shape[1:] != (width,):
@@ -274,7 +275,7 @@ def _check_copies(experiment, acquisitions, judge: Judge, start: np.ndarray) -> 
     All processes and devices share the acquisitions; only process 0 needs to have the images, reads those held out, and
     gets the pictures.
     """
-    config, transform, size = experiment.config, experiment.transform, experiment.config.data.image_size
+    config, transform, size = experiment.config, experiment.transform, image_size(experiment.config)
     first, limit = jax.process_index() == 0, min(config.sampling.check_images, config.sampling.num_images)
     if not limit:
         return [], None
@@ -282,7 +283,7 @@ def _check_copies(experiment, acquisitions, judge: Judge, start: np.ndarray) -> 
     if judge.held_out is not None:
         count = min(config.sampling.check_images, len(judge.held_out))
         places = np.unique(np.rint(np.linspace(0, len(judge.held_out) - 1, count)).astype(int))
-    measured = (size, size, transform.channels) if config.data.num_coils == 0 else (1, size, size)
+    measured = (*size, transform.channels) if config.data.num_coils == 0 else (1, *size)
     images = np.zeros(transform.image_shape((limit + len(places), *measured)), transform.dtype)
     if first:
         images[:limit] = start[:limit]
@@ -337,7 +338,7 @@ def _facts(config, origin: dict[str, Any], command: str, judge: Judge) -> dict[s
         **origin,
         "images": settings.num_images,
         "kind of images": "MRI" if config.data.num_coils else "colour",
-        "image size": config.data.image_size,
+        "image size": told(config.data.image_size),
         "coil maps": f"of the {info['counts']['train']} training acquisitions in turn"
         if config.data.num_coils
         else "none",

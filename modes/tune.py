@@ -25,7 +25,7 @@ from msm.infra.atomic import atomic_write_bytes
 from msm.infra.errors import UserError
 from msm.infra.progress import Progress
 from msm.modes import tuned
-from msm.reports import figures
+from msm.reports import figures, tuning_figures
 from msm.reports.evaluation_page import write_metrics_csv
 from msm.solvers.registry import Range, Solver, temper
 
@@ -275,10 +275,10 @@ def write(
         raise UserError(f"all {len(trials)} trials failed, see {folder / 'trials.csv'}: nothing in them was finite")
     floors = [batch.floor[batch.counts] for batch in batches if batch.floor is not None]
     floor = float(np.mean(np.concatenate(floors))) if floors else None
-    atomic_write_bytes(folder / "history.png", figures.tuning_history(trials, best, settings.objective, floor))
+    atomic_write_bytes(folder / "history.png", tuning_figures.tuning_history(trials, best, settings.objective, floor))
     search = solver.spread if objective.of_spread else solver.search
     atomic_write_bytes(
-        folder / "slices.png", figures.tuning_slices(trials, best, settings.objective, search, importance)
+        folder / "slices.png", tuning_figures.tuning_slices(trials, best, settings.objective, search, importance)
     )
     covered = {}
     if objective.of_spread:

@@ -4,6 +4,7 @@ A mask is a boolean array; True marks what is measured. Shapes follow the measur
 for columns of multi-coil k-space, (1,H,W) for its entries, (H,W,1) for images.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +15,7 @@ import numpy as np
 
 from msm.infra.registry import Registry
 from msm.operators import poisson_disc
+from msm.operators.shape import Size, rows_and_columns
 
 
 class MaskDistribution(Protocol):
@@ -40,6 +42,27 @@ def get_masks(config, density: float = 0.0) -> MaskDistribution:
     return MASKS[config.masks.name](config.masks, config.data.image_size, density)
 
 
+def get_always_fn(config, masks: MaskDistribution) -> Callable[[tuple[int, ...]], jax.Array]:
+    """Returns always(shape of y) -> bool: what every mask of p(S) keeps, shape of a mask.
+
+    `masks` are of the config's size; k-space (B,C,H,W) of another has p(S) of its own.
+    """
+    own = masks.inclusion_probability() >= 1.0
+
+    @functools.cache
+    def of_size(rows: int, columns: int) -> jax.Array:
+        with jax.ensure_compile_time_eval():
+            other = MASKS[config.masks.name](config.masks, (rows, columns), 0.0)
+            return other.inclusion_probability() >= 1.0
+
+    def always(shape: tuple[int, ...]) -> jax.Array:
+        rows, columns = shape[-2:]
+        fits = own.shape[-1] in (1, columns) and own.shape[-2] in (1, rows)
+        return own if fits or own.shape[-1] == 1 else of_size(rows, columns)
+
+    return always
+
+
 def centre_lines(width: int, acs_lines: int) -> np.ndarray:
     """(W,) bool: the `acs_lines` central columns, always measured (auto-calibration signal)."""
     start = width // 2 - acs_lines // 2
@@ -47,11 +70,11 @@ def centre_lines(width: int, acs_lines: int) -> np.ndarray:
     return (columns >= start) & (columns < start + acs_lines)
 
 
-def _keep_probability(width: int, acs_lines: int, nominal: float, density: float) -> float:
-    """Probability of a line outside the ACS: `nominal`, or what gives the expected `density` over all lines."""
+def _keep_probability(width: int, masks, density: float) -> float:
+    """Probability of a line outside the ACS: 1/R of `masks`, or what gives the expected `density` over all lines."""
     if not density:
-        return nominal
-    return min(1.0, max(0.0, (density * width - acs_lines) / max(1, width - acs_lines)))
+        return 1.0 / masks.acceleration
+    return min(1.0, max(0.0, (density * width - masks.acs_lines) / max(1, width - masks.acs_lines)))
 
 
 @dataclass(frozen=True)
@@ -81,10 +104,10 @@ class RandomCartesian:
 
 
 @MASKS.register("cartesian_random")
-def get_random_cartesian(masks, size: int, density: float = 0.0) -> RandomCartesian:
+def get_random_cartesian(masks, size: Size, density: float = 0.0) -> RandomCartesian:
     """Random columns at nominal acceleration R: keep = 1/R outside the ACS."""
-    keep = _keep_probability(size, masks.acs_lines, 1.0 / masks.acceleration, density)
-    return RandomCartesian(size, masks.acs_lines, keep)
+    width = rows_and_columns(size)[1]
+    return RandomCartesian(width, masks.acs_lines, _keep_probability(width, masks, density))
 
 
 @dataclass(frozen=True)
@@ -118,10 +141,11 @@ class EquispacedCartesian:
 
 
 @MASKS.register("cartesian_equispaced")
-def get_equispaced_cartesian(masks, size: int, density: float = 0.0) -> EquispacedCartesian:
+def get_equispaced_cartesian(masks, size: Size, density: float = 0.0) -> EquispacedCartesian:
     """Equispaced columns at nominal acceleration R."""
-    keep = _keep_probability(size, masks.acs_lines, 1.0 / masks.acceleration, density)
-    return EquispacedCartesian(size, masks.acs_lines, 1.0 / keep if keep > 1 / size else float(size))
+    width = rows_and_columns(size)[1]
+    keep = _keep_probability(width, masks, density)
+    return EquispacedCartesian(width, masks.acs_lines, 1.0 / keep if keep > 1 / width else float(width))
 
 
 def _independent(key, probability, avoid) -> jax.Array:
@@ -172,10 +196,10 @@ class VariableDensityCartesian:
 
 
 @MASKS.register("cartesian_variable_density")
-def get_variable_density_cartesian(masks, size: int, density: float = 0.0) -> VariableDensityCartesian:
+def get_variable_density_cartesian(masks, size: Size, density: float = 0.0) -> VariableDensityCartesian:
     """Random columns, denser towards the centre, at nominal acceleration R."""
-    keep = _keep_probability(size, masks.acs_lines, 1.0 / masks.acceleration, density)
-    return VariableDensityCartesian(size, masks.acs_lines, keep)
+    width = rows_and_columns(size)[1]
+    return VariableDensityCartesian(width, masks.acs_lines, _keep_probability(width, masks, density))
 
 
 @dataclass(frozen=True)
@@ -212,10 +236,10 @@ class PartialFourierCartesian:
 
 
 @MASKS.register("cartesian_partial_fourier")
-def get_partial_fourier_cartesian(masks, size: int, density: float = 0.0) -> PartialFourierCartesian:
+def get_partial_fourier_cartesian(masks, size: Size, density: float = 0.0) -> PartialFourierCartesian:
     """Random columns of three quarters of k-space, at nominal acceleration R of the whole."""
-    keep = _keep_probability(size, masks.acs_lines, 1.0 / masks.acceleration, density)
-    return PartialFourierCartesian(size, masks.acs_lines, keep)
+    width = rows_and_columns(size)[1]
+    return PartialFourierCartesian(width, masks.acs_lines, _keep_probability(width, masks, density))
 
 
 @dataclass(frozen=True)
@@ -223,72 +247,80 @@ class PoissonDisc:
     """Entries of k-space: a central block of `acs` x `acs`, and `points` others at distances of operators/poisson_disc.
 
     A mask has exactly that number, but for rare draws in which fewer find room; where more do, lots are drawn.
-    `centre_radius`: distance at the centre, which grows threefold to the middle of an edge.
+    `shape`: (H,W). `centre_radius`: distance at the centre, which grows threefold to the middle of an edge.
     """
 
-    size: int
+    shape: tuple[int, int]
     acs: int
     points: int
     centre_radius: float
 
     def sample(self, key, avoid=None):
         order_key, lot_key = jax.random.split(key)
-        shape, acs = (self.size, self.size), poisson_disc.block(self.size, self.acs)
+        shape, acs = self.shape, poisson_disc.block(self.shape, self.acs)
         late = 0.0 if avoid is None else jnp.where(avoid.reshape(shape), 1.0 * acs.size, 0.0)  # covered ones come last
-        radius, reach = poisson_disc.radii(self.size, self.centre_radius), poisson_disc.reach_of(self.centre_radius)
-        order, lot = (poisson_disc.draw_order(k, self.size) + late for k in (order_key, lot_key))
+        radius, reach = poisson_disc.radii(shape, self.centre_radius), poisson_disc.reach_of(self.centre_radius)
+        order, lot = (poisson_disc.draw_order(k, shape) + late for k in (order_key, lot_key))
         taken = poisson_disc.choose(order, radius, jnp.asarray(~acs), reach)
         lot = jnp.where(taken, lot, jnp.inf).ravel()
         rank = jnp.argsort(jnp.argsort(lot)).reshape(shape)
         return ((taken & (rank < self.points)) | acs)[None]
 
     def inclusion_probability(self):
-        # By Monte Carlo: the mean of draws of fixed keys, and of their transposes, which are as probable.
-        draws = int(np.clip(2**22 // self.size**2, 64, 1024))
+        # By Monte Carlo: the mean of draws of fixed keys, and of squares of their transposes, which are as probable.
+        rows, columns = self.shape
+        draws = int(np.clip(2**22 // (rows * columns), 64, 1024))
         drawn = jax.lax.map(self.sample, jax.random.split(jax.random.key(0), draws), batch_size=16)
         mean = jnp.mean(drawn, axis=0, dtype=jnp.float32)
-        return (mean + jnp.swapaxes(mean, -1, -2)) / 2
+        return (mean + jnp.swapaxes(mean, -1, -2)) / 2 if rows == columns else mean
 
 
 @MASKS.register("cartesian_poisson_disc")
-def get_poisson_disc(masks, size: int, density: float = 0.0) -> PoissonDisc:
+def get_poisson_disc(masks, size: Size, density: float = 0.0) -> PoissonDisc:
     """Poisson-disc entries at nominal acceleration R; `masks.acs_lines` is the side of the central block.
 
     Its inclusion probability has a standard error of at most 0.011 at 64 x 64, 0.044 at 256 x 256.
     """
-    outside = size**2 - masks.acs_lines**2
-    keep = min(1.0, max(0.0, (density * size**2 - masks.acs_lines**2) / max(1, outside))) if density else 0.0
+    shape = rows_and_columns(size)
+    entries, acs = shape[0] * shape[1], min(shape[0], masks.acs_lines) * min(shape[1], masks.acs_lines)
+    outside = entries - acs
+    keep = min(1.0, max(0.0, (density * entries - acs) / max(1, outside))) if density else 0.0
     points = round((keep if density else 1.0 / masks.acceleration) * outside)
-    return PoissonDisc(size, masks.acs_lines, points, poisson_disc.centre_radius(size, masks.acs_lines, points))
+    return PoissonDisc(shape, masks.acs_lines, points, poisson_disc.centre_radius(shape, masks.acs_lines, points))
 
 
 @dataclass(frozen=True)
 class RandomBoxes:
-    """Images: a grid x grid tiling of square blocks, `drop` of them missing, circularly shifted by a random offset."""
+    """Images: a grid x grid tiling of equal blocks, `drop` of them missing, circularly shifted by a random offset."""
 
-    size: int
+    size: Size
     grid: int
     drop: int
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        return rows_and_columns(self.size)
+
     def sample(self, key, avoid=None):
         block_key, shift_key = jax.random.split(key)
-        block = self.size // self.grid
-        shift = jax.random.randint(shift_key, (2,), 0, block)
+        rows, columns = (size // self.grid for size in self.shape)
+        shift = jax.random.randint(shift_key, (2,), 0, jnp.array([rows, columns]))
         score = jax.random.uniform(block_key, (self.grid, self.grid))
         if avoid is not None:  # keep the blocks with the least covered area
-            covered = jnp.roll(avoid.reshape(self.size, self.size), -shift, (0, 1))
-            score = score - 2.0 * self.size**2 * covered.reshape(self.grid, block, self.grid, block).mean((1, 3))
+            covered = jnp.roll(avoid.reshape(self.shape), -shift, (0, 1))
+            area = covered.reshape(self.grid, rows, self.grid, columns).mean((1, 3))
+            score = score - 2.0 * self.shape[0] * self.shape[1] * area
         rank = jnp.argsort(jnp.argsort(score.ravel())).reshape(self.grid, self.grid)
-        kept = jnp.repeat(jnp.repeat(rank >= self.drop, block, 0), block, 1)
+        kept = jnp.repeat(jnp.repeat(rank >= self.drop, rows, 0), columns, 1)
         return jnp.roll(kept, shift, (0, 1))[..., None]
 
     def inclusion_probability(self):
         # Every block is dropped with the same probability, so every pixel is, whatever the shift.
-        return jnp.full((self.size, self.size, 1), 1.0 - self.drop / self.grid**2, jnp.float32)
+        return jnp.full((*self.shape, 1), 1.0 - self.drop / self.grid**2, jnp.float32)
 
 
 @MASKS.register("random_boxes")
-def get_random_boxes(masks, size: int, density: float = 0.0) -> RandomBoxes:
+def get_random_boxes(masks, size: Size, density: float = 0.0) -> RandomBoxes:
     """Random boxes of `masks.grid`^2 blocks with `masks.drop` of them missing (4 and 6 in the paper)."""
     drop = round((1 - density) * masks.grid**2) if density else masks.drop
     return RandomBoxes(size, masks.grid, drop)

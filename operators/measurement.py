@@ -38,10 +38,12 @@ class EvalExample:
       measurement: see `Measurement`.
       reference: (B,H,W) complex64 for MRI, (B,H,W,K) float32 for images; None where there is none.
       volume: (B,) names of the volumes that the slices belong to, '' for none; None where the data have no volumes.
+      slice: (B,) int32, the numbers that the slices have there, -1 for none; None where the data have no slices.
       unknown: (B,H,W,1) bool, pixels that the reference says nothing about (metal); None where it says all.
     """
 
     measurement: Measurement
     reference: Array | None
     volume: Array | None = None
+    slice: Array | None = None
     unknown: Array | None = None

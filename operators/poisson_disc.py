@@ -20,10 +20,13 @@ _DRAWS, _ENTRIES = 8, 2**16  # the search looks at so many draws, or fewer of la
 _SPARE = 1.02  # more points than wanted, lest a draw has too few
 
 
-def radii(size: int, centre_radius):
-    """(N,N) float32: r = centre_radius (1 + 2 d / (N / 2)), at most 16, d the distance from the centre (N//2, N//2)."""
-    index = np.arange(size) - size // 2
-    distance = np.hypot(index[:, None], index) / (size / 2)
+def radii(shape: tuple[int, int], centre_radius):
+    """(H,W) float32: r = centre_radius (1 + 2 d), at most 16, d the distance from the centre (H//2, W//2) over (H,W)/2.
+
+    So r is three times that of the centre in the middle of every edge, whatever the shape.
+    """
+    rows, columns = ((np.arange(size) - size // 2) / (size / 2) for size in shape)
+    distance = np.hypot(rows[:, None], columns)
     return jnp.minimum(centre_radius * (1 + _GROWTH * distance), LARGEST).astype(jnp.float32)
 
 
@@ -33,15 +36,15 @@ def reach_of(centre_radius: float) -> int:
 
 
 def choose(order: jax.Array, radius: jax.Array, open_: jax.Array, reach: int) -> jax.Array:
-    """(N,N) bool: which points are taken. No more of the `open_` ones can be taken.
+    """(H,W) bool: which points are taken. No more of the `open_` ones can be taken.
 
     Args:
-      order: (N,N) float, all different, see `draw_order`: lower ones come first.
-      radius: (N,N) r of every point; two taken points p, q are at least max(r_p, r_q) apart.
-      open_: (N,N) bool, which points may be taken.
+      order: (H,W) float, all different, see `draw_order`: lower ones come first.
+      radius: (H,W) r of every point; two taken points p, q are at least max(r_p, r_q) apart.
+      open_: (H,W) bool, which points may be taken.
       reach: no r is larger than this number of entries.
     """
-    size, width = order.shape[0], 2 * reach + 1
+    width = 2 * reach + 1
     away = np.arange(width) - reach
     distance = jnp.asarray(np.hypot(away[:, None], away), jnp.float32)
     near_radius = jnp.pad(radius, reach)
@@ -52,8 +55,8 @@ def choose(order: jax.Array, radius: jax.Array, open_: jax.Array, reach: int) ->
 
         def visit(index, folded):
             row, column = index // width, index % width
-            there = jax.lax.dynamic_slice(padded, (row, column), (size, size))
-            reached = jnp.maximum(radius, jax.lax.dynamic_slice(near_radius, (row, column), (size, size)))
+            there = jax.lax.dynamic_slice(padded, (row, column), order.shape)
+            reached = jnp.maximum(radius, jax.lax.dynamic_slice(near_radius, (row, column), order.shape))
             apart = distance[row, column]
             return fold(folded, jnp.where((apart > 0) & (apart < reached), there, jnp.inf))
 
@@ -70,34 +73,38 @@ def choose(order: jax.Array, radius: jax.Array, open_: jax.Array, reach: int) ->
     return jax.lax.while_loop(lambda state: jnp.any(state[1]), play, (nobody, open_))[0]
 
 
-def draw_order(key: jax.Array, size: int) -> jax.Array:
-    """(N,N) float32: a random permutation of 0 .. N^2 - 1, which are exact and, unlike random floats, all different."""
-    return jax.random.permutation(key, size**2).astype(jnp.float32).reshape(size, size)
+def draw_order(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """(H,W) float32: a random permutation of 0 .. HW - 1, which are exact and, unlike random floats, all different."""
+    return jax.random.permutation(key, shape[0] * shape[1]).astype(jnp.float32).reshape(shape)
 
 
-def block(size: int, side: int) -> np.ndarray:
-    """(N,N) bool: the central square of `side` x `side` entries."""
-    index = np.arange(size)
-    inside = (index >= size // 2 - side // 2) & (index < size // 2 - side // 2 + side)
-    return inside[:, None] & inside
+def block(shape: tuple[int, int], side: int) -> np.ndarray:
+    """(H,W) bool: the central square of `side` x `side` entries, or what of it there is room for."""
+    rows, columns = (
+        (np.arange(size) >= start) & (np.arange(size) < start + side)
+        for size in shape
+        for start in [size // 2 - side // 2]
+    )
+    return rows[:, None] & columns
 
 
 @functools.cache
-def centre_radius(size: int, side: int, points: int) -> float:
+def centre_radius(shape: tuple[int, int], side: int, points: int) -> float:
     """The largest r of the centre at which draws have at least `points` points outside the central block of `side`.
 
     By bisection on draws of fixed keys. The same numbers on every device, up to a draw that is decided by rounding.
     """
-    draws = int(np.clip(_ENTRIES // size**2, 1, _DRAWS))
-    open_ = np.asarray(~block(size, side))
+    entries = shape[0] * shape[1]
+    draws = int(np.clip(_ENTRIES // entries, 1, _DRAWS))
+    open_ = np.asarray(~block(shape, side))
     # Discs that touch no further ones cover 0.55 of a plane, so r is about 0.36 at the centre for one point per entry.
-    low, high = 1 / _CORNER, 0.6 * np.sqrt(size**2 / max(1, points))  # at `low` no r is above 1: all are taken
+    low, high = 1 / _CORNER, 0.6 * np.sqrt(entries / max(1, points))  # at `low` no r is above 1: all are taken
     reach = reach_of(high)
 
     @jax.jit
     def fewest(centre):
-        orders = jax.vmap(lambda key: draw_order(key, size))(jax.random.split(jax.random.key(0), draws))
-        taken = jax.vmap(lambda order: choose(order, radii(size, centre), jnp.asarray(open_), reach))(orders)
+        orders = jax.vmap(lambda key: draw_order(key, shape))(jax.random.split(jax.random.key(0), draws))
+        taken = jax.vmap(lambda order: choose(order, radii(shape, centre), jnp.asarray(open_), reach))(orders)
         return jnp.min(jnp.sum(taken, axis=(1, 2)))
 
     wanted = min(points * _SPARE, float(open_.sum()))

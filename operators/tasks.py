@@ -20,6 +20,7 @@ from msm.operators.measurement import Array, Measurement
 from msm.operators.metal import Scanner, tube
 from msm.operators.operator import Operator
 from msm.operators.pixel import Downsample, GaussianBlur, Grey, MotionBlur
+from msm.operators.shape import image_size
 from msm.operators.transform import Transform
 
 
@@ -130,17 +131,17 @@ def get_super_resolution(config, transform: Transform) -> Task:
 @TASKS.register("box_inpainting")
 def get_box_inpainting(config, transform: Transform) -> Task:
     """The image without a square in its middle (to the upper left of it where it cannot be centred)."""
-    size, box = config.data.image_size, config.task.box_size
-    index = np.arange(size) - (size - box) // 2
-    inside = (index >= 0) & (index < box)
-    keep = ~(inside[:, None] & inside)[..., None]
+    box = config.task.box_size
+    index = (np.arange(size) - (size - box) // 2 for size in image_size(config))
+    rows, columns = ((place >= 0) & (place < box) for place in index)
+    keep = ~(rows[:, None] & columns)[..., None]
     return Task(Acquisition(transform), lambda key: jnp.asarray(keep), ("box_size",))
 
 
 @TASKS.register("random_inpainting")
 def get_random_inpainting(config, transform: Transform) -> Task:
     """The image where every pixel, with all its channels, is kept with probability `task.keep`."""
-    shape, keep = (config.data.image_size, config.data.image_size, 1), config.task.keep
+    shape, keep = (*image_size(config), 1), config.task.keep
     return Task(Acquisition(transform), lambda key: jax.random.bernoulli(key, keep, shape), ("keep",))
 
 
@@ -174,9 +175,9 @@ def get_sparse_ct(config, transform: Transform) -> Task:
 
 @TASKS.register("mar")
 def get_mar(config, transform: Transform) -> Task:
-    """Metal artefact reduction: as many views as the image has rows, without the rays that meet implants."""
+    """Metal artefact reduction: as many views as the longer side has pixels, without the rays that meet implants."""
     del transform
-    return _with_metal(config, config.data.image_size)
+    return _with_metal(config, max(image_size(config)))
 
 
 @TASKS.register("sparse_mar")

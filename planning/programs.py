@@ -117,8 +117,8 @@ def _images(experiment, count: int) -> jax.ShapeDtypeStruct:
 def _acquisitions(experiment, per_device_batch: int) -> Measurement:
     """Shapes and placement of a batch of stored acquisitions, as datasets.py reads them."""
     config, count = experiment.config, per_device_batch * experiment.mesh.size
-    size, coils = config.data.image_size, config.data.num_coils
-    maps = jax.ShapeDtypeStruct((count, coils, size, size), jnp.complex64) if coils else None
+    coils = config.data.num_coils
+    maps = jax.ShapeDtypeStruct((count, coils, *experiment.image_shape[:2]), jnp.complex64) if coils else None
     mask = jax.eval_shape(experiment.masks.sample, jax.random.key(0))
     measurement = Measurement(
         y=jax.eval_shape(experiment.transform.forward, _images(experiment, count), maps),

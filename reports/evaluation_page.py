@@ -6,9 +6,11 @@ absent. Rows, summaries and rounds are described in `evaluation`.
 """
 
 import csv
+import hashlib
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,7 +85,7 @@ def write_report(
     folder: str | Path,
     summary: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
-    pictures: Mapping[str, np.ndarray],
+    pictures: Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]],
     fixed: int | None = None,
 ) -> Path:
     """Writes `folder`/report.html and `folder`/figures/, replacing those of an earlier evaluation.
@@ -92,8 +94,8 @@ def write_report(
       folder: the evaluation's folder.
       summary: of `evaluation.summarize`; 'run' may hold 'title' and 'notes' (list of sentences) besides what is listed.
       rows: of `evaluation.measure_round`.
-      pictures: a merged round, all of whose slices the viewer shows; it holds at least those of
-        `evaluation.choose_slices(rows, summary['primary'], fixed)`.
+      pictures: a merged round, or one of each shape of images; they hold at least the slices of
+        `evaluation.choose_slices(rows, summary['primary'], fixed)`. The viewer shows all of the most frequent shape.
       fixed: example id of a slice that is shown whatever its quality; None: the middle one.
 
     Returns:
@@ -104,19 +106,24 @@ def write_report(
     """
     folder = Path(folder)
     chosen = choose_slices(rows, summary["primary"], fixed)
-    position = {int(key): index for index, key in enumerate(pictures["example_id"])}
+    groups = [pictures] if isinstance(pictures, Mapping) else pictures
+    position = {int(key): (group, index) for group in groups for index, key in enumerate(group["example_id"])}
+    measured = "reference" in groups[0]
     missing = sorted(set(chosen.values()) - set(position))
     if missing:
         raise UserError(f"no picture of slice {missing[0]} for {folder / 'report.html'}: pass the round that holds it")
-    sheets, viewer = viewer_of(pictures, rows, chosen)
-    figures = {**sheets, **({PLOT: quality_plot(rows)} if "reference" in pictures else {})}
-    levels = levels_in_head(pictures)
+    shown = max(groups, key=lambda group: len(group["example_id"]))
+    inside = {reason: key for reason, key in chosen.items() if position[key][0] is shown}
+    sheets, viewer = viewer_of(shown, rows, inside)
+    figures = {**sheets, **({PLOT: quality_plot(rows)} if measured else {})}
+    of_groups = [levels_in_head(group) for group in groups]
+    levels = {name: np.concatenate([found[name] for found in of_groups]) for name in of_groups[0]}
     if levels:
         figures["reliability.png"] = reliability_plot(levels)
     for key in chosen.values():
         scores = {row["solver"]: row for row in rows if row["example_id"] == key}
-        draw = slice_figure if "reference" in pictures else measured_figure
-        figures[f"slice_{key:05d}.png"] = draw(pictures, position[key], scores)
+        draw = slice_figure if measured else measured_figure
+        figures[picture_name(rows, key)] = draw(*position[key], scores)
     for name, data in figures.items():
         atomic_write_bytes(folder / "figures" / name, data)
     atomic_write_text(folder / "report.html", _page(summary, rows, chosen, viewer))
@@ -124,6 +131,24 @@ def write_report(
         if stale.suffix in (".png", ".webp") and stale.name not in figures:  # beside this table it would mislead
             stale.unlink()
     return folder / "report.html"
+
+
+def slice_name(rows: Sequence[Mapping[str, Any]], key: int) -> str:
+    """What people call the slice of example id `key`: '12', 'head.h5, 12' where there are several volumes."""
+    row = next(row for row in rows if row["example_id"] == key)
+    several = len({row.get("volume") for row in rows}) > 1
+    number = str(row.get("slice", key))
+    return f"{row['volume']}, {number}" if several and "volume" in row else number
+
+
+def picture_name(rows: Sequence[Mapping[str, Any]], key: int) -> str:
+    """The file name of the picture of that slice; letters that not every file system takes become '_' and a hash."""
+    row = next(row for row in rows if row["example_id"] == key)
+    volume = str(row.get("volume", "")) if len({row.get("volume") for row in rows}) > 1 else ""
+    plain = re.sub(r"[^A-Za-z0-9.-]", "_", volume)[:100]
+    if plain != volume:
+        plain += "_" + hashlib.sha256(volume.encode()).hexdigest()[:6]
+    return f"slice_{plain}{'_' if plain else ''}{row.get('slice', key):05d}.png"
 
 
 def _text(value: Any) -> str:
@@ -166,8 +191,8 @@ def _page(
     judged = primary in {row["solver"] for row in rows if "psnr" in row}
     fixed = {"fixed": "fixed choice", "first": "the first", "last": "the last"}
     pictures = [
-        {"key": key, "why": fixed.get(reason, f"{reason} PSNR of {label(primary)}"), "file": f"slice_{key:05d}.png",
-         "name": f"Slice {key}"}
+        {"key": key, "why": fixed.get(reason, f"{reason} PSNR of {label(primary)}"), "file": picture_name(rows, key),
+         "name": f"Slice {slice_name(rows, key)}"}
         for reason, key in chosen.items()
     ]  # fmt: skip
     return render(
@@ -289,5 +314,5 @@ def _slice_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for key in sorted({row["example_id"] for row in rows}):
         cells = (scores.get((key, solver)) for solver in solvers)
         texts = (f"{_number(c['psnr'], 2)} / {_number(c['ssim'], 3)}" if c else "\u2013" for c in cells)
-        lines.append([str(key), *texts])
+        lines.append([slice_name(rows, key), *texts])
     return {"columns": ["slice", *map(label, solvers)], "rows": lines}

@@ -1,7 +1,7 @@
 """Pictures of a run as PNG bytes or pixels: slices with their error maps, quality per slice, grids while training.
 
 Images are grey in one window per slice, errors and standard deviations have a perceptually uniform colour map on one
-scale per slice. Everything is drawn as stored: first row on top, square pixels.
+scale per slice. Everything is drawn as stored, first row on top, in its true aspect.
 """
 
 from __future__ import annotations
@@ -40,11 +40,10 @@ LABELS = {
 }
 UNREGULARISED = ("zero_filled", "pseudo_inverse")  # their errors would leave the others' maps black
 ERROR_MAP, STD_MAP = "inferno", "viridis"
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 _MARKERS = "osD^v"  # 5 and 7 share no factor: 35 solvers differ
 WINDOW_PERCENTILE = 98.5  # of the reference magnitude: bright fat above it would darken the brain
-TUNING_LABELS = {"held_out": "held-out error", "crps": "CRPS of hidden entries", "psnr": "PSNR (dB)", "ssim": "SSIM"}
-_DPI = 130
+DPI = 130
 _PANEL, _GAP, _TITLE, _LEGEND = 1.95, 0.09, 0.46, 0.52  # inches
 
 
@@ -67,17 +66,19 @@ def upper_end(maps: Sequence[np.ndarray]) -> float:
 class _Sheet:
     """A figure whose panels are placed by row and column in whole pixels: nothing is clipped, no pixel row is lost.
 
-    Every image pixel becomes the same whole number of pixels, about 256 across a panel.
+    A panel is about 256 pixels wide. Where image pixels are square, each becomes the same whole number of pixels; else
+    its shorter side does, and the panel has the true aspect.
     """
 
-    def __init__(self, rows: int, columns: int, image_shape: tuple[int, int]):
-        factor = max(1, round(256 / image_shape[1]))
-        self.panel_height, self.panel_width = factor * image_shape[0], factor * image_shape[1]
+    def __init__(self, rows: int, columns: int, image_shape: tuple[int, int], aspect: float = 1.0):
+        """`aspect`: height over width of a pixel of the images."""
+        factor = max(1, round(256 / (image_shape[1] * max(1.0, 1 / aspect))))
+        self.panel_height, self.panel_width = _stretched(image_shape, factor, aspect)
         self.dpi = self.panel_width / _PANEL
         self.gap, self.title, self.legend = (round(length * self.dpi) for length in (_GAP, _TITLE, _LEGEND))
         self.width = columns * (self.panel_width + self.gap) + self.gap
         self.height = rows * (self.panel_height + self.title) + self.legend
-        self.figure = _figure((self.width / self.dpi, self.height / self.dpi), self.dpi)
+        self.figure = new_figure((self.width / self.dpi, self.height / self.dpi), self.dpi)
 
     def _axes(self, left: float, top: float, width: float, height: float) -> Axes:
         box = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
@@ -91,7 +92,7 @@ class _Sheet:
         top = row * (self.panel_height + self.title) + self.title
         axes = self._axes(self._left(column), top, self.panel_width, self.panel_height)
         options.setdefault("interpolation", "nearest")
-        axes.imshow(image, aspect="equal", **options)
+        axes.imshow(image, aspect="auto", **options)  # the panel has the true aspect
         axes.set_axis_off()
         for line, offset, size, weight in zip(title.split("\n"), (18, 4), (10, 9), ("bold", "normal"), strict=True):
             place: dict[str, Any] = {"xy": (0.5, 1), "xycoords": "axes fraction", "textcoords": "offset points"}
@@ -109,26 +110,48 @@ class _Sheet:
         mappable = ScalarMappable(Normalize(0, top), colormap)
         bar = self.figure.colorbar(mappable, cax=axes, orientation="horizontal", extend="max")
         bar.ax.tick_params(labelsize=8, length=2, pad=1)
-        bar.ax.xaxis.set_major_locator(_ticks(nbins=6 if last > first else 3, steps=[1, 2, 5, 10]))
+        bar.ax.xaxis.set_major_locator(ticks(nbins=6 if last > first else 3, steps=[1, 2, 5, 10]))
         bar.set_label(text, fontsize=8, labelpad=1)
 
     def png(self) -> bytes:
-        return _png(self.figure)
+        return png_of(self.figure)
 
 
-def _figure(inches: tuple[float, float], dpi: float, **options: Any) -> Figure:
+def _stretched(shape: tuple[int, int], factor: float, aspect: float) -> tuple[int, int]:
+    """Height and width in whole pixels of an image whose pixels are `aspect` times as high as they are wide.
+
+    The shorter side of a pixel becomes `factor` pixels.
+    """
+    return round(shape[0] * factor * max(1.0, aspect)), round(shape[1] * factor * max(1.0, 1 / aspect))
+
+
+def _enlarged(pixels: np.ndarray, factor: int, aspect: float = 1.0) -> np.ndarray:
+    """(h,w,3) of pixels (H,W,3) in their true aspect, by repeating rows and columns."""
+    places = (
+        np.minimum(np.arange(new) * old // new, old - 1)
+        for old, new in zip(pixels.shape[:2], _stretched(pixels.shape[:2], factor, aspect), strict=True)
+    )
+    return pixels[np.ix_(*places)]
+
+
+def _aspect_of(arrays: Mapping[str, np.ndarray], index: int) -> float:
+    """Height over width of a pixel of one slice of a round; 1 where the round does not tell."""
+    return float(arrays["aspect"][index]) if "aspect" in arrays else 1.0
+
+
+def new_figure(inches: tuple[float, float], dpi: float, **options: Any) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=inches, dpi=dpi, **options)
 
 
-def _ticks(**options: Any) -> Any:
+def ticks(**options: Any) -> Any:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(**options)
 
 
-def _png(figure: Figure) -> bytes:
+def png_of(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
@@ -173,7 +196,7 @@ def slice_figure(arrays: Mapping[str, np.ndarray], index: int, scores: Mapping[s
     error_end = upper_end([errors[solver] for solver in solvers if solver not in UNREGULARISED] or [*errors.values()])
     std_end = upper_end(list(stds.values()))
     peak = float(np.percentile(np.abs(reference), WINDOW_PERCENTILE)) or 1.0
-    sheet = _Sheet(2, 1 + len(solvers) + len(drawn), (height, width))
+    sheet = _Sheet(2, 1 + len(solvers) + len(drawn), (height, width), _aspect_of(arrays, index))
 
     def draw(row, column, image, title):
         pixels, options = _displayable(image, peak)
@@ -221,7 +244,7 @@ def measured_figure(arrays: Mapping[str, np.ndarray], index: int, scores: Mappin
     peak = float(np.percentile(np.abs(images[solvers[-1]]), WINDOW_PERCENTILE)) or 1.0
     stds = {solver: arrays[f"{solver}/std"][index] for solver in drawn}
     std_end = upper_end(list(stds.values()))
-    sheet = _Sheet(1, 1 + len(solvers) + 2 * len(drawn), (height, width))
+    sheet = _Sheet(1, 1 + len(solvers) + 2 * len(drawn), (height, width), _aspect_of(arrays, index))
     picture, title = mask_picture(mask, (height, width))
     sheet.panel(0, 0, picture, title, cmap="gray", vmin=0, vmax=1)
     images |= {f"{solver}/sample": arrays[f"{solver}/sample"][index] for solver in drawn}
@@ -240,20 +263,23 @@ def measured_figure(arrays: Mapping[str, np.ndarray], index: int, scores: Mappin
 
 def quality_plot(rows: Sequence[Mapping[str, Any]], metric: str = "psnr", axis_label: str = "PSNR (dB)") -> bytes:
     """Returns a PNG of one metric over the slices, one line per solver, means in the legend."""
-    figure = _figure((11, 3.4), _DPI, layout="constrained")
+    figure = new_figure((11, 3.4), DPI, layout="constrained")
     axes = figure.add_subplot()
     solvers = list(dict.fromkeys(row["solver"] for row in rows))
+    one = len({row.get("volume") for row in rows}) == 1 and all("slice" in row for row in rows)
+    order = {key: number for number, key in enumerate(sorted({row["example_id"] for row in rows}), start=1)}
+    place = {row["example_id"]: row["slice"] for row in rows} if one else order
     for index, solver in enumerate(solvers):
-        points = sorted((row["example_id"], row[metric]) for row in rows if row["solver"] == solver)
+        points = sorted((place[row["example_id"]], row[metric]) for row in rows if row["solver"] == solver)
         ids, values = (np.array(part, float) for part in zip(*points, strict=True))
-        style = {"color": _COLORS[index % len(_COLORS)], "marker": _MARKERS[index % len(_MARKERS)], "markersize": 4}
+        style = {"color": COLORS[index % len(COLORS)], "marker": _MARKERS[index % len(_MARKERS)], "markersize": 4}
         axes.plot(ids, values, linewidth=1.4, label=f"{label(solver)}, mean {values.mean():.2f}", **style)
-    axes.set(xlabel="slice (example id)", ylabel=axis_label)
-    axes.xaxis.set_major_locator(_ticks(integer=True))
+    axes.set(xlabel="slice" if one else "slice, in the order of the table", ylabel=axis_label)
+    axes.xaxis.set_major_locator(ticks(integer=True))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, reverse=True)
-    return _png(figure)
+    return png_of(figure)
 
 
 def reliability_plot(levels: Mapping[str, np.ndarray]) -> bytes:
@@ -262,78 +288,18 @@ def reliability_plot(levels: Mapping[str, np.ndarray]) -> bytes:
     Args:
       levels: by name, 1-D, the level of the smallest interval that holds each entry's truth.
     """
-    figure = _figure((6.2, 4), _DPI, layout="constrained")
+    figure = new_figure((6.2, 4), DPI, layout="constrained")
     axes = figure.add_subplot()
     nominal = np.linspace(0, 1, 101)
     axes.plot(nominal, nominal, ":", color="#777777", linewidth=1, label="calibrated")
     for index, (name, values) in enumerate(levels.items()):
         held = np.searchsorted(np.sort(values), nominal, side="right") / values.size
-        axes.plot(nominal, held, color=_COLORS[index % len(_COLORS)], linewidth=1.6, label=label(name))
+        axes.plot(nominal, held, color=COLORS[index % len(COLORS)], linewidth=1.6, label=label(name))
     axes.set(xlabel="level of the interval", ylabel="share of entries inside it", xlim=(0, 1), ylim=(0, 1), aspect=1)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    return _png(figure)
-
-
-def _tuning_axes(axes: Axes, objective: str, across: str) -> None:
-    axes.set(xlabel=across, ylabel=TUNING_LABELS.get(objective, objective))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def tuning_history(trials: Sequence[Any], best: Any, objective: str, floor: float | None = None) -> bytes:
-    """Returns a PNG of a search: the value of every trial, the best up to each, and those that failed.
-
-    Args:
-      trials: with number, hyper and value, None where a trial failed; at least one is finite.
-      best: one of them.
-      floor: the value that noise alone gives, where there is one.
-    """
-    figure = _figure((8, 3.4), _DPI, layout="constrained")
-    axes = figure.add_subplot()
-    numbers, values = np.array([(t.number, t.value) for t in trials if t.value is not None]).T
-    sign = 1 if best.value == values.min() else -1
-    axes.plot(numbers, values, "o", color=_COLORS[5], markersize=4, label="trial")
-    axes.step(numbers, sign * np.minimum.accumulate(sign * values), where="post", color=_COLORS[0], label="best so far")
-    failed = [t.number for t in trials if t.value is None]
-    if failed:
-        axes.plot(failed, np.full(len(failed), 0.03), "x", color=_COLORS[1], label="failed",
-                  transform=axes.get_xaxis_transform())  # fmt: skip
-    if floor is not None:
-        axes.axhline(floor, color=_COLORS[6], linestyle=":", linewidth=1, label="noise floor")
-    axes.xaxis.set_major_locator(_ticks(integer=True))
-    _tuning_axes(axes, objective, "trial")
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    return _png(figure)
-
-
-def tuning_slices(
-    trials: Sequence[Any], best: Any, objective: str, search: Mapping[str, Any], importance: Mapping[str, float]
-) -> bytes:
-    """Returns a PNG with one panel per hyper-parameter: the value of every trial over it, later trials darker.
-
-    Args:
-      trials, best: as in `tuning_history`.
-      search: by name, low, high and log of what was searched.
-      importance: by name, its share, which the panel's title tells; {} where it is unknown.
-    """
-    figure = _figure((3.4 * len(search) + 0.8, 3.2), _DPI, layout="constrained")
-    finite = [trial for trial in trials if trial.value is not None]
-    for place, (name, found) in enumerate(search.items(), start=1):
-        axes = figure.add_subplot(1, len(search), place)
-        at, values = [t.hyper[name] for t in finite], [t.value for t in finite]
-        axes.scatter(at, values, c=[t.number for t in finite], cmap="Blues", vmin=-len(trials) / 2, s=16)
-        axes.plot(best.hyper[name], best.value, "*", color=_COLORS[1], markersize=11)
-        axes.set(xlim=(found.low, found.high), xscale="log" if found.log else "linear")
-        if found.log:
-            axes.set_xticks(np.geomspace(found.low, found.high, 5))
-            axes.xaxis.set_major_formatter("{x:.3g}")
-            axes.tick_params(axis="x", which="minor", labelbottom=False)
-        _tuning_axes(axes, objective, name)
-        share = f", importance {importance[name]:.0%}" if name in importance else ""
-        axes.set_title(f"best {best.hyper[name]:.4g}{share}", fontsize=10)
-    return _png(figure)
+    return png_of(figure)
 
 
 def training_grid(zero_filled: np.ndarray, mask: np.ndarray, samples: np.ndarray) -> np.ndarray:
@@ -371,7 +337,7 @@ def _pixels(image: np.ndarray, peak: float) -> np.ndarray:
     return np.where(finite, np.rint(scaled), np.array([255, 0, 0])).astype(np.uint8)
 
 
-def image_grid(images: np.ndarray, columns: int = 8) -> np.ndarray:
+def image_grid(images: np.ndarray, columns: int = 8, aspect: float = 1.0) -> np.ndarray:
     """Returns images side by side, row by row, as (height, width, 3) uint8.
 
     Complex images are shown as magnitudes, each in a grey window up to its own maximum, others as they are.
@@ -379,10 +345,11 @@ def image_grid(images: np.ndarray, columns: int = 8) -> np.ndarray:
     Args:
       images: (N,H,W) complex or (N,H,W,channels) float in [-1, 1].
       columns: images per row.
+      aspect: height over width of a pixel.
     """
-    factor = max(1, -(-128 // min(images.shape[1:3])))
+    factor = max(1, -(-128 // min(_stretched(images.shape[1:3], 1, aspect))))
     tiles = [_pixels(image, float(np.abs(image).max()) or 1.0) for image in images]
-    tiles = [np.pad(t.repeat(factor, 0).repeat(factor, 1), ((2, 2), (2, 2), (0, 0))) for t in tiles]
+    tiles = [np.pad(_enlarged(tile, factor, aspect), ((2, 2), (2, 2), (0, 0))) for tile in tiles]
     columns = min(columns, len(tiles))
     tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
     rows = [np.concatenate(tiles[start : start + columns], axis=1) for start in range(0, len(tiles), columns)]

@@ -193,7 +193,8 @@ def viewer_of(
     """Returns the sheets by name, and all that the page's script needs, as plain values.
 
     Args:
-      arrays: a merged round; may hold 'slice' (N,), the scanner's numbers, and 'pixel_mm' (N,2 or 3), rows and columns.
+      arrays: a merged round; may hold 'slice' (N,), the scanner's numbers, and 'aspect' (N,), height over width of a
+        pixel.
       rows: of `evaluation.measure_round`.
       chosen: of `evaluation.choose_slices`.
     """
@@ -243,17 +244,15 @@ def _given_panel(arrays: Mapping[str, np.ndarray], shape: tuple[int, int]) -> di
 def _aspect(arrays: Mapping[str, np.ndarray], shape: tuple[int, int]) -> float:
     """Width over height of a slice as it is in the body: pixels need not be square."""
     height, width = shape
-    if "pixel_mm" not in arrays:
-        return width / height
-    rows, columns = (float(value) for value in np.asarray(arrays["pixel_mm"])[0][:2])
-    return width * columns / (height * rows) if rows > 0 and columns > 0 else width / height
+    return width / (height * float(arrays["aspect"][0] if "aspect" in arrays else 1.0))
 
 
 def _slice_name(arrays: Mapping[str, np.ndarray], index: int) -> str:
     """The volume and the number that the scanner gave the slice, where they are known; else the example's id."""
-    number = arrays["slice"][index] if "slice" in arrays else arrays["example_id"][index]
+    known = "slice" in arrays and arrays["slice"][index] >= 0
+    number = arrays["slice" if known else "example_id"][index]
     volume = str(arrays["volume"][index]) if "volume" in arrays else ""
-    what = "slice" if "slice" in arrays else "example"
+    what = "slice" if known else "example"
     return f"{volume}, {what} {int(number)}" if volume else f"{what} {int(number)}"
 
 

@@ -1,14 +1,14 @@
-"""Reconstructed volumes in the formats that others read: npz, PNG, NIfTI (nibabel), DICOM (pydicom).
+"""Reconstructed volumes in the formats that others read: npz, PNG, NIfTI (nibabel), DICOM (`reports/dicom.py`).
 
-Arrays are (S,H,W): slices, rows from the top, columns. Files appear whole or not at all. Orientation in the patient is
-not known to the program (raw files say it in scanner-specific ways), and no file claims one.
+Arrays are (S,H,W): slices, rows from the top, columns. Files appear whole or not at all. Where the raw file tells where
+its slices lie in the patient, NIfTI and DICOM say so; else no file claims an orientation.
 """
 
 import dataclasses
+import gzip
 import hashlib
 import importlib
-import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ import numpy as np
 from msm.infra.atomic import atomic_write_bytes, atomic_write_npz
 from msm.infra.errors import UserError
 from msm.reports import figures
+from msm.reports.placement import Placement
 
 NOTICE = "Research reconstruction by measurement score-based diffusion. Not for diagnosis."
-_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,9 @@ class Volume:
       std: (S,H,W) float32 standard deviation of the magnitude over samples, same units; None for one sample.
       pixel_mm: (rows, columns, slice thickness) in mm; None if the raw file does not tell.
       facts: what else belongs to it: plain texts and numbers, e.g. 'patient_id', 'protocol'.
+      slices: (S,) the scanner's numbers of the slices; empty: 0, 1, ...
+      aspect: height over width of a pixel.
+      placement: where the slices lie in the patient; None if the raw file does not tell.
     """
 
     name: str
@@ -39,9 +42,33 @@ class Volume:
     std: np.ndarray | None
     pixel_mm: tuple[float, float, float] | None
     facts: Mapping[str, Any]
+    slices: Sequence[int] = ()
+    aspect: float = 1.0
+    placement: Placement | None = None
+
+    @property
+    def numbers(self) -> list[int]:
+        """(S,) the scanner's numbers of the slices."""
+        return [int(number) for number in self.slices] or list(range(len(self.image)))
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """(rows, columns, slice thickness) in mm, or in widths of a pixel where no millimetres are known."""
+        return self.pixel_mm or (self.aspect, 1.0, 1.0)
 
 
-def _optional(package: str, what: str) -> Any:
+def patient_facts(facts: Mapping[str, Any], rule: str) -> dict[str, Any]:
+    """The facts of a volume with its patient's name and id kept, hashed (the id; the name goes) or dropped."""
+    known = str(facts.get("patient_id", ""))
+    if rule == "keep":
+        return dict(facts)
+    rest = {name: value for name, value in facts.items() if name not in ("patient_id", "patient_name")}
+    hashed = {"patient_id": hashlib.sha256(known.encode(errors="surrogateescape")).hexdigest()[:16]}
+    return rest | (hashed if rule == "hash" and known else {})
+
+
+def optional(package: str, what: str) -> Any:
+    """Imports a package that only some formats need. Raises UserError if it is not installed."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -49,93 +76,55 @@ def _optional(package: str, what: str) -> Any:
 
 
 def write_npz(folder: Path, volume: Volume) -> None:
-    """NAME.npz: `complex`, `magnitude`, `std` if there is one, `pixel_mm` if known."""
+    """NAME.npz: `complex`, `magnitude`, `std` if there is one, `slices`, `pixel_mm` if known."""
     arrays = {
         "complex": volume.image,
         "magnitude": np.abs(volume.image),
         "std": volume.std,
+        "slices": np.array(volume.numbers),
         "pixel_mm": volume.pixel_mm,
     }
     atomic_write_npz(folder / f"{volume.name}.npz", **{k: np.asarray(v) for k, v in arrays.items() if v is not None})
 
 
 def write_png(folder: Path, volume: Volume) -> None:
-    """NAME.png: the magnitudes of all slices, each in a window of its own, and NAME_std.png likewise."""
+    """NAME.png: the magnitudes of all slices, each in a window of its own, and NAME_std.png likewise; true aspect."""
     sheets = {volume.name: volume.image}
     sheets |= {} if volume.std is None else {f"{volume.name}_std": volume.std.astype(np.complex64)}
     for name, images in sheets.items():
-        atomic_write_bytes(folder / f"{name}.png", figures.encode_png(figures.image_grid(images)))
+        picture = figures.image_grid(images, aspect=volume.aspect)
+        atomic_write_bytes(folder / f"{name}.png", figures.encode_png(picture))
 
 
 def write_nifti(folder: Path, volume: Volume) -> None:
     """NAME.nii.gz and NAME_std.nii.gz: float32 with axes (column, row from the bottom, slice) and voxel sizes in mm.
 
-    Viewers, whose second axis points up, show a slice as it is stored here. Codes of qform and sform are 0: unknown.
+    Viewers, whose second axis points up, show a slice as it is stored here. With a placement, qform and sform say where
+    the volume lies in the patient (code 1); without one, or where slices lie unevenly, their codes are 0: unknown.
     """
-    nibabel = _optional("nibabel", "NIfTI")
-    rows, columns, thickness = volume.pixel_mm or (1.0, 1.0, 1.0)
+    nibabel = optional("nibabel", "NIfTI")
+    rows, columns, thickness = volume.spacing
+    shape = volume.image.shape[1:]
+    affine = volume.placement.affine(shape, volume.spacing) if volume.placement and volume.pixel_mm else None
     parts = {volume.name: np.abs(volume.image)} | ({} if volume.std is None else {f"{volume.name}_std": volume.std})
     for name, values in parts.items():
         data = np.ascontiguousarray(values[:, ::-1].transpose(2, 1, 0), np.float32)
-        image = nibabel.Nifti1Image(data, None)
-        image.header.set_zooms((columns, rows, thickness or 1.0))
+        image = nibabel.Nifti1Image(data, affine)
+        if affine is None:
+            image.header.set_zooms((columns, rows, thickness or 1.0))
+        else:
+            image.set_sform(affine, code=1)
+            image.set_qform(affine, code=1)
         image.header.set_xyzt_units("mm" if volume.pixel_mm else "unknown")
         image.header["descrip"] = NOTICE[:79].encode()
-        atomic_write_bytes(folder / f"{name}.nii.gz", _gzip(image.to_bytes()))
-
-
-def _gzip(data: bytes) -> bytes:
-    import gzip
-
-    return gzip.compress(data, mtime=0)
+        atomic_write_bytes(folder / f"{name}.nii.gz", gzip.compress(image.to_bytes(), mtime=0))
 
 
 def write_dicom(folder: Path, volume: Volume) -> None:
-    """NAME_dicom/0001.dcm ...: one 16-bit grey file per slice, magnitudes by RescaleSlope in the volume's units.
+    """NAME_dicom/, see `reports/dicom.py`."""
+    from msm.reports import dicom
 
-    Secondary capture (modality MR, derived): the standard's MR image would have to state a position and orientation in
-    the patient. Identifiers follow from name and content, so the same volume gives the same files.
-    """
-    pydicom, uid = _optional("pydicom", "DICOM"), _optional("pydicom.uid", "DICOM")
-    magnitude = np.abs(volume.image).astype(np.float64)
-    slope = float(magnitude.max()) / 65535 or 1.0
-    pixels = np.rint(magnitude / slope).astype("<u2")
-    content = hashlib.sha256(volume.name.encode() + pixels.tobytes()).hexdigest()
-    study, series = (uid.generate_uid(entropy_srcs=[content, kind]) for kind in ("study", "series"))
-    for number, picture in enumerate(pixels, start=1):
-        data = pydicom.Dataset()
-        data.SOPClassUID, data.SOPInstanceUID = (
-            _SECONDARY_CAPTURE,
-            uid.generate_uid(entropy_srcs=[content, str(number)]),
-        )
-        data.StudyInstanceUID, data.SeriesInstanceUID, data.InstanceNumber = study, series, number
-        data.Modality, data.ConversionType, data.ImageType = "MR", "WSD", ["DERIVED", "SECONDARY"]
-        data.PatientName, data.PatientID = "", str(volume.facts.get("patient_id", ""))[:64]
-        data.PatientBirthDate = data.PatientSex = data.StudyDate = data.StudyTime = data.StudyID = ""
-        data.AccessionNumber = data.ReferringPhysicianName = ""
-        data.SeriesNumber, data.SeriesDescription = 1, f"MSM {volume.name}"[:64]
-        data.ProtocolName = str(volume.facts.get("protocol", ""))[:64]
-        data.Manufacturer = str(volume.facts.get("vendor", ""))[:64]
-        data.ImageComments = data.DerivationDescription = NOTICE
-        data.BurnedInAnnotation = "NO"
-        if volume.pixel_mm:
-            data.PixelSpacing = [f"{size:.6g}" for size in volume.pixel_mm[:2]]
-            data.SliceThickness = f"{volume.pixel_mm[2]:.6g}"
-        data.Rows, data.Columns = picture.shape
-        data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 0
-        data.BitsAllocated = data.BitsStored = 16
-        data.HighBit = 15
-        data.RescaleSlope, data.RescaleIntercept, data.RescaleType = f"{slope:.10g}", "0", "US"
-        top = float(np.percentile(magnitude, figures.WINDOW_PERCENTILE)) or slope
-        data.WindowCenter, data.WindowWidth = f"{top / 2:.10g}", f"{max(top, slope):.10g}"
-        data.PixelData = picture.tobytes()
-        data.file_meta = pydicom.dataset.FileMetaDataset()
-        data.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
-        data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
-        data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
-        buffer = io.BytesIO()
-        data.save_as(buffer, enforce_file_format=True)
-        atomic_write_bytes(folder / f"{volume.name}_dicom" / f"{number:04d}.dcm", buffer.getvalue())
+    dicom.write(folder, volume)
 
 
 WRITERS = {"npz": write_npz, "png": write_png, "nifti": write_nifti, "dicom": write_dicom}
@@ -150,4 +139,4 @@ def check_formats(names: list[str]) -> None:
         if name not in WRITERS:
             raise UserError(f"unknown format {name!r} (known: {', '.join(WRITERS)})")
         if name in NEEDED:
-            _optional(NEEDED[name], name)
+            optional(NEEDED[name], name)

@@ -29,6 +29,7 @@ from msm.infra import command_line
 from msm.models.init import param_shapes
 from msm.models.levels import level_sizes
 from msm.models.registry import get_model
+from msm.operators.shape import image_size
 from msm.operators.transform import get_transform
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py or configs/NAME.py:VARIANT.")
@@ -81,7 +82,7 @@ def _saved_bytes(model: nn.Module, params, image, time) -> int:
 def summarize(config: ConfigDict) -> Summary:
     """Traces the network of `config` on one image of `config.data.image_size`; raises UserError as `get_model` does."""
     channels = get_transform(config).channels
-    shape = (config.data.image_size, config.data.image_size, channels)
+    shape = (*image_size(config), channels)
     model = get_model(config, channels)
     params = param_shapes(model, shape)
     image, time = jax.ShapeDtypeStruct((1, *shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
@@ -101,17 +102,18 @@ def report(config: ConfigDict, summary: Summary, batch_size: int) -> str:
     for layer, shapes in layers.items():
         text = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in sorted(shapes.items(), reverse=True))
         lines.append(f"{layer:{width}}  {sum(map(_size, shapes.values())):>12,}  {text}")
-    lines += ["", *_level_lines(config.model, config.data.image_size), "", *_total_lines(config, summary, batch_size)]
+    lines += ["", *_level_lines(config.model, image_size(config)), "", *_total_lines(config, summary, batch_size)]
     return "\n".join(lines)
 
 
-def _level_lines(model: ConfigDict, image_size: int) -> list[str]:
+def _level_lines(model: ConfigDict, image_size: tuple[int, int]) -> list[str]:
+    rows, columns = (level_sizes(size, model.patch_size, len(model.channel_mult)) for size in image_size)
     sizes = level_sizes(image_size, model.patch_size, len(model.channel_mult))
     wanted = tuple(model.attention_resolutions)
     lines = []
-    for size, mult in zip(sizes, model.channel_mult, strict=True):
+    for height, width, size, mult in zip(rows, columns, sizes, model.channel_mult, strict=True):
         attention = ", attention" if size in wanted else ""
-        lines.append(f"feature maps {size}x{size}: {model.num_channels * mult} channels{attention}")
+        lines.append(f"feature maps {height}x{width}: {model.num_channels * mult} channels{attention}")
     unused = [str(size) for size in wanted if size not in sizes]
     if unused:
         lines.append(f"note: model.attention_resolutions {', '.join(unused)}: no feature map has this size, no effect")

@@ -10,6 +10,7 @@ from msm.builders.pictures.folder import Division
 from msm.builders.pictures.store import SPLITS, Images, PictureSet, Settings
 from msm.builders.store import noise_std, prepare_store
 from msm.infra.errors import UserError
+from msm.tools import store_flags
 
 _OUT = flags.DEFINE_string("out", None, "Folder of the store.", required=True)
 _SIZE = flags.DEFINE_integer("size", 64, "Rows and columns of the images.")
@@ -61,10 +62,9 @@ def make(pictures: PictureSet) -> None:
         _SIZE.value, _MASK.value, _GRID.value, _DROP.value, _NOISE.value, _SEED.value, _own_noise(_OWN_NOISE.value)
     )
     manifest, written = prepare_store(Path(_OUT.value), Images(settings, pictures))
-    if not written:
-        print(f"{_OUT.value}: already complete")
-        return
-    print(f"{_OUT.value}: {_told(manifest)}; {time.monotonic() - start:.1f} s")
+    took = f"; {time.monotonic() - start:.1f} s" if written else ", already complete"
+    print(f"{_OUT.value}: {_told(manifest)}{took}")
+    print(*store_flags.lines_of(_OUT.value or "", manifest), sep="\n")
     problems = manifest.get("left_out", {})
     if problems:
         print("files left out:", *(f"  {name}: {problem}" for name, problem in problems.items()), sep="\n")

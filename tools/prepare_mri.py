@@ -5,7 +5,8 @@
   python tools/prepare_mri.py --in arrays --axes schw --size 128 --out store/own        # .npy, .npz, HDF5
 
 Files are found recursively. Undersampled scans keep the mask that they were acquired with; slices of fully sampled ones
-get one mask each (--acceleration 1 for none), and references in validation and test. Steps: noise whitened where a
+get one mask each (--acceleration 1 for none), and references in validation and test. Examples have the rows and columns
+of their scan, or at most those of --size. Steps: noise whitened where a
 noise scan is there, readout oversampling removed, size, coil compression, ESPIRiT maps from the acquired centre, one
 scale per volume; docs/how-to/prepare-scans.md explains them, and the manifest records them with the SHA-256 of
 every file.
@@ -25,19 +26,26 @@ from absl import flags, logging
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # coil maps of small matrices: set it to gpu for large ones
 
-from msm.builders.raw import RAW_READERS, read_raw
+from msm.builders.raw import RAW_READERS, RawVolume, read_raw
+from msm.builders.raw.volume import with_pixels
 from msm.builders.scans.scan import Options
 from msm.builders.scans.store import RawScans
 from msm.builders.scans.subjects import SUBJECT_RULES, read_patterns, read_table
-from msm.builders.store import config_flags, prepare_store
+from msm.builders.store import prepare_store
 from msm.infra import command_line
 from msm.operators.masks import MASKS
+from msm.operators.shape import parse_size, rows_and_columns
+from msm.tools import store_flags
 
 SOME_LEFT_OUT = 3  # exit status: the store is complete but for files that could not be used
 
 _IN = flags.DEFINE_string("in", None, "Folder of raw files; those below it are taken too.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder of the store.", required=True)
-_SIZE = flags.DEFINE_integer("size", 256, "Rows and columns of the examples.")
+_SIZE = flags.DEFINE_string(
+    "size",
+    "0",
+    "The most rows and columns of the examples, as 256 or 230x180; 0: those of each scan.",
+)
 _CROP = flags.DEFINE_enum(
     "crop", "resolution", ["resolution", "fov"],
     "resolution: keep the centre of k-space, any mask; fov: keep the centre of the image, fully sampled scans.",
@@ -55,6 +63,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "Fixes the mask of every slice.")
 _FORMAT = flags.DEFINE_string("format", "", "fastmri, ismrmrd, bart, array or images_maps; empty: by content.")
 _AXES = flags.DEFINE_string("axes", "", "Of plain arrays: one letter per axis, e.g. schw: slice, coil, row, column.")
 _KEY = flags.DEFINE_string("key", "kspace", "Of .npz and plain HDF5: name of the k-space array.")
+_PIXEL = flags.DEFINE_string("pixel_mm", "", "Rows,columns[,thickness] of a pixel in mm, where files do not tell it.")
+_FOV = flags.DEFINE_string("fov_mm", "", "Rows,columns[,thickness] of the image in mm, where files do not tell it.")
 _TABLE = flags.DEFINE_string("table", "", "CSV of the published code: FILE, DROP, SLICE_START, SLICE_END.")
 _SPLITS = {
     split: flags.DEFINE_string(split, "", f"Files of the {split} split: patterns with commas, or a file of them.")
@@ -69,11 +79,16 @@ _FULL = flags.DEFINE_bool("keep_full", False, "Store every line of fully sampled
 _WORKERS = flags.DEFINE_integer("workers", 0, "Files at a time; 0: one per core, at most 4.", lower_bound=0)
 
 
+def _read(path: Path, array: dict[str, str], pixel_mm: str, fov_mm: str) -> RawVolume:
+    return with_pixels(path, read_raw(path, _FORMAT.value, array=array), pixel_mm, fov_mm)
+
+
 def get_source() -> RawScans:
     """What the flags describe."""
-    acs_lines = max(4, round(20 * _SIZE.value / 256)) if _ACS.value is None else _ACS.value
+    size = parse_size(_SIZE.value or "0")
+    acs_lines = max(4, round(20 * (rows_and_columns(size)[1] or 256) / 256)) if _ACS.value is None else _ACS.value
     options = Options(
-        size=_SIZE.value, crop=_CROP.value, coils=_COILS.value, maps=_MAPS.value,
+        size=size, crop=_CROP.value, coils=_COILS.value, maps=_MAPS.value,
         slices=_SLICES.value,
         mask=_MASK.value, acceleration=_ACCELERATION.value, acs_lines=acs_lines, seed=_SEED.value,
     )  # fmt: skip
@@ -83,13 +98,13 @@ def get_source() -> RawScans:
     folder, out = (Path(flags.FLAGS[name].value or "") for name in ("in", "out"))
     given = [f"--{name} {flags.FLAGS[name].value}" for name in _given()]
     return RawScans(
-        folder, options, functools.partial(read_raw, name=_FORMAT.value, array=array),
+        folder, options, functools.partial(_read, array=array, pixel_mm=_PIXEL.value, fov_mm=_FOV.value),
         partial=out.parent / f".{out.name}.scans",
         patterns={split: read_patterns(flag.value) for split, flag in _SPLITS.items() if flag.value},
         table=read_table(Path(_TABLE.value)) if _TABLE.value else None,
         keep_full=_FULL.value, workers=_WORKERS.value,
         command=" ".join(["python tools/prepare_mri.py", "--in FOLDER", *given]),
-        reader=repr((_FORMAT.value, array)),
+        reader=repr((_FORMAT.value, array, *((_PIXEL.value, _FOV.value) if _PIXEL.value or _FOV.value else ()))),
         subject=_SUBJECT.value,
     )  # fmt: skip
 
@@ -114,12 +129,9 @@ def main(_: list[str]) -> None:
             f"{_OUT.value}: {counts} slices of {len(manifest['volumes'])} scans; {settings['num_coils']} coils; "
             f"noise {settings['noise_std']:g}; sigma_data {manifest['sigma_data']:g}; {time.monotonic() - start:.1f} s"
         )
-        print(
-            f"--config.data.dir={_OUT.value} {config_flags(settings)} "
-            f"--config.denoiser.sigma_data={manifest['sigma_data']:g}"
-        )
     else:
         print(f"{_OUT.value}: already complete")
+    print(*store_flags.lines_of(_OUT.value or "", manifest), sep="\n")
     if unused := manifest["unused"]:
         print(f"unused, as --train does not name them: {len(unused)} files, {unused[0]} first")
     if problems:

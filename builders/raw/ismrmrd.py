@@ -5,6 +5,7 @@ Layout: group `dataset` with `xml`, one text, and `data`, records of `head` (cou
 """
 
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -48,7 +49,8 @@ def read_ismrmrd(path: Path) -> RawVolume:
     kspace, mask, repeats = _grid(path, header, heads[image], data[image])
     noise = _noise(path, heads, data, heads[image][0])
     noise = None if noise is None else noise / np.sqrt(repeats)
-    return without_oversampling(path, raw_volume(path, kspace, mask, noise, header.facts), header)
+    facts = header.facts | _placement(heads[image])
+    return without_oversampling(path, raw_volume(path, kspace, mask, noise, facts), header)
 
 
 def find_groups(file: h5py.File) -> list[str]:
@@ -68,6 +70,26 @@ def _samples(path: Path, head: np.void, values: np.ndarray) -> np.ndarray:
     if values.size != 2 * coils * count:
         raise UserError(f"{path}: a record of {coils} coils x {count} samples has {values.size} numbers; copy it again")
     return values.view(np.complex64).reshape(coils, count)
+
+
+def _placement(heads: np.ndarray) -> dict[str, Any]:
+    """'slices', the scanner's numbers, and 'position_mm' and 'directions' of `RawVolume.header` where heads tell them.
+
+    Rows are the readout and columns the phase encoding.
+    """
+    numbers, first = np.unique(heads["idx"]["slice"], return_index=True)
+    told: dict[str, Any] = {} if np.array_equal(numbers, np.arange(numbers.size)) else {"slices": numbers.tolist()}
+    names = ("read_dir", "phase_dir", "slice_dir")
+    if not {"position", *names} <= set(heads.dtype.names or ()):
+        return told
+    axes = np.stack([np.asarray(heads[name][first[0]], float) for name in names])
+    lengths = np.linalg.norm(axes, axis=1)
+    if not np.isfinite(axes).all() or np.abs(axes @ axes.T - np.eye(3)).max() > 0.01:
+        return told  # left empty, or no orientation
+    positions = np.asarray(heads["position"][first], float)
+    if not np.isfinite(positions).all() or not all(np.allclose(heads[n][first], heads[n][first[0]]) for n in names):
+        return told
+    return told | {"position_mm": positions.tolist(), "directions": (axes / lengths[:, None]).tolist()}
 
 
 def _noise(path: Path, heads: np.ndarray, data: np.ndarray, image: np.void) -> np.ndarray | None:

@@ -82,6 +82,7 @@ def parse_header(text: str | bytes, path: Path) -> Header:
         "field_T": find("acquisitionSystemInformation", "systemFieldStrength_T"),
         "protocol": find("measurementInformation", "protocolName"),
         "patient_id": find("subjectInformation", "patientID"),
+        "patient_name": find("subjectInformation", "patientName"),
     }
     return Header(
         encoded=encoded,

@@ -24,8 +24,10 @@ class RawVolume:
         readout, W the phase encoding.
       mask: bool, (1,1,W) for lines acquired over the full readout, else (1,H,W); the same for all slices.
       noise: (C,N) complex64 samples of a scan without signal, or None.
-      header: what else the file says: plain numbers and texts by name. The program reads 'patient_id', and 'fov_mm',
-        (rows, columns, slice thickness) of the image of `kspace` in mm.
+      header: what else the file says: plain numbers and texts by name. The program reads 'patient_id', 'patient_name',
+        'fov_mm', (rows, columns, slice thickness) of the image of `kspace` in mm, 'slices', the scanner's numbers of
+        the slices, 'position_mm', (slices,3), where the middle of each lies in the patient (towards left, back, head),
+        and 'directions', (3,3), unit vectors there down the rows, along the columns and through the slices.
       maps: (slices,C,H,W) complex64 coil maps that the file holds, or None.
     """
 
@@ -124,6 +126,36 @@ def find_acquired(path: Path, kspace: np.ndarray, mask: np.ndarray | None) -> np
                 "of the others); split the file into files of one mask each"
             )
     return acquired[None, :1] if (acquired == acquired[:1]).all() else acquired[None]
+
+
+def with_pixels(path: Path, volume: RawVolume, pixel_mm: str = "", fov_mm: str = "") -> RawVolume:
+    """The volume with the pixel size or the field of view that the user states in place of what its file says.
+
+    Args:
+      path: the file, for messages.
+      volume: as it was read.
+      pixel_mm: 'rows,columns' or 'rows,columns,thickness' of a pixel of the image of k-space in mm; one number for
+        square pixels; '' for what the file says.
+      fov_mm: the same of the whole image.
+
+    Raises UserError for what is no such text, and where both are given.
+    """
+    if not pixel_mm and not fov_mm:
+        return volume
+    if pixel_mm and fov_mm:
+        raise UserError("--pixel_mm and --fov_mm say the same: give one of them")
+    flag, text = ("--pixel_mm", pixel_mm) if pixel_mm else ("--fov_mm", fov_mm)
+    try:
+        sizes = [float(part) for part in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not 1 <= len(sizes) <= 3 or not all(0 < size < 1e5 for size in sizes):
+        raise UserError(f"{flag} is {text!r}: give rows,columns or rows,columns,thickness in mm, as in 0.9,0.9,3")
+    rows, columns = (sizes * 2)[:2] if len(sizes) == 1 else sizes[:2]
+    told = volume.header.get("fov_mm", (0, 0, 0))
+    height, width = volume.kspace.shape[2:] if pixel_mm else (1, 1)
+    thickness = sizes[2] if len(sizes) == 3 else told[2]
+    return dataclasses.replace(volume, header=volume.header | {"fov_mm": (rows * height, columns * width, thickness)})
 
 
 def without_oversampling(path: Path, volume: RawVolume, header: Header) -> RawVolume:

@@ -18,6 +18,7 @@ from msm.infra.errors import UserError
 from msm.operators.coils import COIL_MAPS, find_acs, get_coil_maps
 from msm.operators.masks import MaskDistribution, get_masks
 from msm.operators.noise import outer_noise
+from msm.operators.shape import Size, rows_and_columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Options:
     """What preparation does with every scan.
 
     Attributes:
-      size: rows and columns of the examples.
-      crop: how a scan gets that size, see `builders.kspace.fit`.
+      size: the most rows and columns of the examples, one number or both; 0: those of the scan.
+      crop: how a scan gets that size, see `steps.fit`.
       coils: most coils of an example; scans with more are compressed. 0: as many as the scan has.
       maps: name of the coil map estimator (`operators/coils.py`), for scans whose file holds no maps.
       slices: 'START:STOP' of the slices to take, as in Python.
@@ -34,7 +35,7 @@ class Options:
         keeps it whole. Scans that are undersampled keep the mask they were acquired with.
     """
 
-    size: int
+    size: Size
     crop: str = "resolution"
     coils: int = 0
     maps: str = "espirit"
@@ -45,18 +46,26 @@ class Options:
     seed: int = 0
 
     def __post_init__(self):
+        columns = rows_and_columns(self.size)[1] or self.acs_lines
         for name, valid, rule in (
-            ("size", self.size >= 8, "at least 8"),
+            ("size", self.size == 0 or min(rows_and_columns(self.size)) >= 8, "at least 8, or 0 for that of the scan"),
             ("crop", self.crop in CROPS, f"one of {', '.join(CROPS)}"),
             ("coils", self.coils >= 0, "at least 0 (all)"),
             ("maps", self.maps in COIL_MAPS, f"one of {', '.join(COIL_MAPS.names())}"),
             ("slices", _slice_of(self.slices) is not None, "START:STOP, e.g. 2:-5"),
             ("acceleration", self.acceleration >= 1, "at least 1"),
-            ("acs_lines", 0 <= self.acs_lines <= self.size, f"from 0 to the {self.size} columns"),
+            ("acs_lines", 0 <= self.acs_lines <= columns, f"from 0 to the {columns} columns"),
             ("seed", self.seed >= 0, "at least 0"),
         ):
             if not valid:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be {rule}")
+
+    def shape_of(self, matrix: tuple[int, int]) -> tuple[int, int]:
+        """(H,W) of the examples of a scan of so many rows and columns: no more than `size`, and no more than it has."""
+        if self.size == 0:
+            return matrix
+        rows, columns = rows_and_columns(self.size)
+        return min(rows, matrix[0]), min(columns, matrix[1])
 
 
 def _slice_of(text: str) -> slice | None:
@@ -69,19 +78,20 @@ def _slice_of(text: str) -> slice | None:
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """A prepared scan of S slices; N = size.
+    """A prepared scan of S slices.
 
     Attributes:
-      y: (S,C,N,N) complex64, divided by the scale, 0 where not acquired.
-      masks: (S,1,1,N) bool of lines, or (S,1,N,N).
-      maps: (S,C,N,N) complex64.
-      images: (S,N,N) complex64 references, in the units of y; None unless the scan is fully sampled and
+      y: (S,C,H,W) complex64, divided by the scale, 0 where not acquired.
+      masks: (S,1,1,W) bool of lines, or (S,1,H,W).
+      maps: (S,C,H,W) complex64.
+      images: (S,H,W) complex64 references, in the units of y; None unless the scan is fully sampled and
         they were asked for.
-      full: (S,C,N,N) complex64, every entry of a fully sampled scan; None if it was not kept.
-      facts: plain values: 'slices' numbers in the file, 'scale', 'noise_std' per real scalar in the units of y,
-        'noise_from', 'steps' in their order, 'matrix', 'coils', 'pixel_mm' (rows, columns, thickness) if known,
-        'full' whether fully sampled, 'lines' whether masks are, 'acs_lines' of the narrowest mask, 'kept' share of
-        entries. `builders/scans/store.py` adds 'subject', a name that tells patients apart.
+      full: (S,C,H,W) complex64, every entry of a fully sampled scan; None if it was not kept.
+      facts: plain values: 'slices', the scanner's numbers, 'places' in the file, 'scale', 'noise_std' per real scalar
+        in the units of y, 'noise_from', 'steps' in their order, 'matrix' of the file, 'shape' of the examples, 'coils',
+        'pixel_mm' (rows, columns, thickness) if known, 'aspect' (height over width of a pixel), 'full' whether fully
+        sampled, 'lines' whether masks are, 'acs_lines' of the narrowest mask, 'kept' share of entries.
+        `builders/scans/store.py` adds 'subject', a name that tells patients apart.
     """
 
     y: np.ndarray
@@ -92,18 +102,17 @@ class Scan:
     facts: dict[str, Any]
 
 
-def draw_masks(options: Options, example_ids: np.ndarray) -> np.ndarray:
-    """(S,1,1,N) bool, or (S,1,N,N) of entries: one draw per example from the distribution of that name.
+def draw_masks(options: Options, shape: tuple[int, int], example_ids: np.ndarray) -> np.ndarray:
+    """(S,1,1,W) bool, or (S,1,H,W) of entries: one draw per example from the distribution of that name.
 
     It is fixed by (seed, example id).
     """
-    return np.asarray(_mask_drawer(options.size, options.mask, options.acceleration, options.acs_lines, options.seed)(
-        np.asarray(example_ids, np.int32)
-    ))  # fmt: skip
+    draw = _mask_drawer(shape, options.mask, options.acceleration, min(options.acs_lines, shape[1]), options.seed)
+    return np.asarray(draw(np.asarray(example_ids, np.int32)))
 
 
 @functools.cache
-def _mask_drawer(size: int, mask: str, acceleration: float, acs_lines: int, seed: int):
+def _mask_drawer(size: tuple[int, int], mask: str, acceleration: float, acs_lines: int, seed: int):
     masks = {"name": mask, "acceleration": acceleration, "acs_lines": acs_lines}
     drawn: MaskDistribution = get_masks(ConfigDict({"masks": masks, "data": {"image_size": size}}))
     return jax.jit(jax.vmap(lambda example_id: drawn.sample(jax.random.fold_in(jax.random.key(seed), example_id))))
@@ -128,26 +137,30 @@ def prepare_scan(
     kspace, mask = raw.kspace[chosen], raw.mask[None]
     known = None if raw.maps is None else raw.maps[chosen]
     if raw.noise is not None:
-        matrix = steps.whitening(raw.noise)
-        kspace = steps.combine_coils(matrix, kspace)
-        known = None if known is None else steps.combine_coils(matrix, known)
+        white = steps.whitening(raw.noise)
+        kspace = steps.combine_coils(white, kspace)
+        known = None if known is None else steps.combine_coils(white, known)
         done.append("noise whitened")
-    kspace, mask = steps.fit(kspace, mask, options.size, options.crop)
-    done.append(f"{raw.kspace.shape[2]} x {raw.kspace.shape[3]} to {options.size} x {options.size} by {options.crop}")
-    known = None if known is None else steps.fit_maps(known, options.size, options.crop)
+    matrix = raw.kspace.shape[2], raw.kspace.shape[3]
+    shape = options.shape_of(matrix)
+    if shape != matrix:
+        kspace, mask = steps.fit(kspace, mask, shape, options.crop)
+        known = None if known is None else steps.fit_maps(known, shape, options.crop)
+    whole = f"{matrix[0]} x {matrix[1]}"
+    done.append(f"{whole} kept" if shape == matrix else f"{whole} to {shape[0]} x {shape[1]} by {options.crop}")
     full, masks = steps.is_full(mask), np.repeat(mask, chosen.size, axis=0)
     drawn = full and options.acceleration > 1
     if drawn:
-        masks = masks & draw_masks(options, first_id + chosen)
+        masks = masks & draw_masks(options, shape, first_id + chosen)
         done.append(f"{options.mask} mask, R {options.acceleration:g}, {options.acs_lines} ACS lines, per slice")
     y = np.where(masks, kspace, 0)
     noise = _noise_of(raw, chosen, y, masks, drawn)
     if 0 < options.coils < y.shape[1]:
         done.append(f"{y.shape[1]} to {options.coils} coils")
-        matrix = steps.compression(y, options.coils)
-        noise = np.sqrt(np.abs(matrix) ** 2 @ noise**2)
-        y, kspace = steps.combine_coils(matrix, y), steps.combine_coils(matrix, kspace)
-        known = None if known is None else steps.combine_coils(matrix, known)
+        virtual = steps.compression(y, options.coils)
+        noise = np.sqrt(np.abs(virtual) ** 2 @ noise**2)
+        y, kspace = steps.combine_coils(virtual, y), steps.combine_coils(virtual, kspace)
+        known = None if known is None else steps.combine_coils(virtual, known)
     done.append(f"maps by {options.maps}" if known is None else "maps of the file")
     estimate = get_coil_maps(options.maps)
     maps = np.asarray(estimate(y, masks)) if known is None else steps.unit_maps(known)
@@ -155,16 +168,18 @@ def prepare_scan(
     if not scale > 0:
         raise UserError("the images that the coil maps combine are 0 throughout: is the centre of k-space acquired?")
     facts = {
-        "slices": chosen.tolist(),
+        "places": chosen.tolist(),
+        "slices": np.asarray(raw.header.get("slices", np.arange(len(raw.kspace))))[chosen].tolist(),
         "scale": scale,
         "noise_std": float(np.sqrt(np.mean(noise**2)) / scale),
         "noise_from": "edges of k-space and image" if raw.noise is None else "noise scan",
         "steps": [*done, f"divided by {scale:.6g}"],
-        "matrix": list(raw.kspace.shape[2:]),
+        "matrix": list(matrix),
+        "shape": list(shape),
         "coils": y.shape[1],
         "full": full,
         **_mask_facts(masks),
-        **_geometry(raw, options),
+        **_geometry(raw, shape, options.crop),
     }
     images = None
     if full and references:
@@ -198,13 +213,18 @@ def _acs_lines(mask: np.ndarray) -> int:
     return right - left if mask.shape[-2] == 1 else min(bottom - top, right - left)
 
 
-def _geometry(raw: RawVolume, options: Options) -> dict[str, Any]:
-    """'pixel_mm', where the file tells the field of view."""
+def _geometry(raw: RawVolume, shape: tuple[int, int], crop: str) -> dict[str, Any]:
+    """'pixel_mm', where the file tells the field of view, and 'aspect', height over width of a pixel of the examples.
+
+    Where the file is silent, its own pixels are taken to be square.
+    """
+    height, width = raw.kspace.shape[2:]
+    grid = (height, width) if crop == "fov" else shape
     if "fov_mm" not in raw.header:
-        return {}
+        return {"aspect": round(height / grid[0] * grid[1] / width, 6)}
     rows, columns, thickness = raw.header["fov_mm"]
-    height, width = raw.kspace.shape[2:] if options.crop == "fov" else (options.size, options.size)
-    return {"pixel_mm": [round(rows / height, 4), round(columns / width, 4), thickness]}
+    pixel = rows / grid[0], columns / grid[1]
+    return {"pixel_mm": [*(round(size, 4) for size in pixel), thickness], "aspect": round(pixel[0] / pixel[1], 6)}
 
 
 def save_scan(path: Path, scan: Scan) -> None:

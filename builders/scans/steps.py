@@ -51,41 +51,31 @@ def compression(kspace: np.ndarray, coils: int) -> np.ndarray:
     return (rows * (np.conj(largest) / np.abs(largest))[:, None]).conj()
 
 
-def fit(kspace: np.ndarray, mask: np.ndarray, size: int, crop: str) -> tuple[np.ndarray, np.ndarray]:
-    """Brings k-space and its mask to size x size.
+def fit(kspace: np.ndarray, mask: np.ndarray, shape: tuple[int, int], crop: str) -> tuple[np.ndarray, np.ndarray]:
+    """Brings k-space and its mask to `shape`, rows and columns that are at most those of k-space.
 
     'resolution' keeps the centre of k-space: the field of view stays, pixels grow, lines stay lines whatever the mask.
-    An axis that is too short is filled up with entries that the mask calls missing (smaller pixels, no new detail).
     'fov' keeps the centre of the image: pixels stay, the field of view shrinks. It mixes the entries of an axis, so it
     needs all of them: along H a mask of lines, along W a fully sampled scan.
 
     Raises UserError where 'fov' is asked for and cannot be had.
     """
-    height, width = kspace.shape[2:]
+    rows, columns = shape
     if crop == "resolution":
-        if height < size and mask.shape[-2] == 1:
-            mask = np.broadcast_to(mask, (*mask.shape[:2], height, width))
-        kspace, mask = _centre(_centre(kspace, -2, size), -1, size), _centre(mask, -1, size)
-        return kspace, mask if mask.shape[-2] == 1 else _centre(mask, -2, size)
-    if min(height, width) < size:
-        raise UserError(f"an image of {height} x {width} has no field of view of {size} pixels; lower --size")
-    if mask.shape[-2] > 1 or (width > size and not is_full(mask)):
+        mask = _centre(mask, -1, columns)
+        return _centre(_centre(kspace, -2, rows), -1, columns), mask if mask.shape[-2] == 1 else _centre(mask, -2, rows)
+    width = kspace.shape[-1]
+    if mask.shape[-2] > 1 or (width > columns and not is_full(mask)):
         raise UserError("--crop fov needs entries that were not acquired; use --crop resolution")
-    cropped = crop_readout(np.swapaxes(crop_readout(kspace, size), -1, -2), size)
+    cropped = crop_readout(np.swapaxes(crop_readout(kspace, rows), -1, -2), columns)
     # Lines that the archive padded at the ends are spread over all lines, so none of them is missing any more.
-    return np.swapaxes(cropped, -1, -2), mask if width == size else np.ones_like(mask[..., :size])
+    return np.swapaxes(cropped, -1, -2), mask if width == columns else np.ones_like(mask[..., :columns])
 
 
 def _centre(array: np.ndarray, axis: int, size: int) -> np.ndarray:
-    """Crops or pads with 0 such that index n//2 becomes size//2."""
-    length = array.shape[axis]
-    if length >= size:
-        start = length // 2 - size // 2
-        return array[(..., slice(start, start + size), *[slice(None)] * (-1 - axis))]
-    padding = [(0, 0)] * array.ndim
-    before = size // 2 - length // 2
-    padding[axis] = (before, size - length - before)
-    return np.pad(array, padding)
+    """The `size` central entries of an axis: index n//2 becomes size//2."""
+    start = array.shape[axis] // 2 - size // 2
+    return array[(..., slice(start, start + size), *[slice(None)] * (-1 - axis))]
 
 
 def is_full(mask: np.ndarray) -> bool:
@@ -117,8 +107,12 @@ def unit_maps(maps: np.ndarray) -> np.ndarray:
     return np.where(size > 0.1 * np.max(size), maps / np.where(size > 0, size, 1), 0).astype(np.complex64)
 
 
-def fit_maps(maps: np.ndarray, size: int, crop: str) -> np.ndarray:
+def fit_maps(maps: np.ndarray, shape: tuple[int, int], crop: str) -> np.ndarray:
     """Known coil maps (S,C,H,W) on the grid of `fit`: cut, or resampled through their Fourier transform."""
-    if crop == "fov" or maps.shape[2:] == (size, size):
-        return _centre(_centre(maps, -2, size), -1, size)
-    return ifft2c(_centre(_centre(fft2c(maps), -2, size), -1, size)) * (size / np.sqrt(np.prod(maps.shape[2:])))
+
+    def cut(arrays: np.ndarray) -> np.ndarray:
+        return _centre(_centre(arrays, -2, shape[0]), -1, shape[1])
+
+    if crop == "fov" or maps.shape[2:] == shape:
+        return cut(maps)
+    return ifft2c(cut(fft2c(maps))) * np.sqrt(np.prod(shape) / np.prod(maps.shape[2:]))

@@ -25,18 +25,15 @@ from msm.builders.raw import DAMAGED, RawVolume
 from msm.builders.records import complex_tensor, scalar
 from msm.builders.scans import subjects as scan_files
 from msm.builders.scans.scan import Options, Scan, load_scan, pack, prepare_scan, save_scan
+from msm.builders.scans.statistics import describe_acquisitions
 from msm.builders.store import REFERENCES, Records
 from msm.infra.errors import UserError
 from msm.infra.progress import Progress
-from msm.operators.coils import find_acs
+from msm.operators.shape import as_stored
 
-DATA_VERSION = "1.0.2"
+DATA_VERSION = "1.0.3"
+ENTRIES = "cartesian_poisson_disc"  # what a store of 2-D masks that were acquired names as its kind of masks
 MOST_SLICES = 1024  # ids of a volume: one of 2^21 numbers, from its path, times this, plus the slice
-SIGMA_DATA_DEFINITION = (
-    "root mean square per real scalar of the images, estimated from acquired entries only: |x|^2 is the sum over "
-    "acquired entries of (|y|^2 - 2 noise_std^2) / P, P = 1 in the ACS of the example, elsewhere the share of "
-    "entries that it acquired"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +51,17 @@ class Stored:
 
 @dataclasses.dataclass
 class ScanConfig(tfds.core.BuilderConfig):
-    """A named variant: the scans by split, their size and coils, and whether masks are lines."""
+    """A named variant: the scans by split, the rows, columns and coils that hold each, and whether masks are lines.
+
+    `several`: whether scans differ in rows or columns.
+    """
 
     scans: Mapping[str, Sequence[Stored]] = dataclasses.field(default_factory=dict, repr=False)  # TFDS logs this
-    size: int = 0
+    rows: int = 0
+    columns: int = 0
     coils: int = 0
     lines: bool = True
+    several: bool = False
 
 
 class _Scans(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -67,7 +69,8 @@ class _Scans(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
         "1.0.0": "First version.",
         "1.0.1": "ESPIRiT of fewer than 11 lines has two kernels.",
-        DATA_VERSION: "2-D masks are detected; noise_std of fully sampled scans from what the drawn mask keeps.",
+        "1.0.2": "2-D masks are detected; noise_std of fully sampled scans from what the drawn mask keeps.",
+        DATA_VERSION: "Rows and columns may differ; no axis is filled up.",
     }
 
     @abc.abstractmethod
@@ -80,6 +83,8 @@ class _Scans(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _info(self) -> tfds.core.DatasetInfo:
         common = {"example_id": scalar(np.int32), "volume": tfds.features.Text(), "slice": scalar(np.int32)}
+        if self.builder_config.several:
+            common["matrix"] = tfds.features.Tensor(shape=(2,), dtype=np.int32)
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.builder_config.description,
@@ -94,29 +99,32 @@ class _Scans(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, scans: Sequence[Stored]) -> Iterator[tuple[int, dict]]:
         for stored in scans:
             scan = stored.load()
-            for index, number in enumerate(scan.facts["slices"]):
-                common = {"example_id": stored.first_id + number, "volume": stored.name, "slice": number}
+            for index, (place, number) in enumerate(zip(scan.facts["places"], scan.facts["slices"], strict=True)):
+                common = {"example_id": stored.first_id + place, "volume": stored.name, "slice": number}
+                if self.builder_config.several:
+                    common["matrix"] = np.array(scan.maps.shape[2:], np.int32)
                 yield common["example_id"], common | {"scale": scan.facts["scale"]} | self._record(scan, index)
 
 
 class ScanAcquisitions(_Scans, skip_registration=True):
-    """Acquired k-space `y`, its `mask`, coil `maps` (C,N,N) and `noise_std`. No image.
+    """Acquired k-space `y`, its `mask`, coil `maps` (C,H,W) and `noise_std`. No image.
 
-    Lines: y (C,N,n), mask (N,). Where a scan of the store has another mask: y (C,n), mask (N,N). A scan with fewer
+    Lines: y (C,H,n), mask (W,). Where a scan of the store has another mask: y (C,n), mask (H,W). A scan with fewer
     coils than the store has maps and values of 0 in the others. The variant 'full' has every entry.
+
+    Where scans differ in shape, arrays are filled up at their ends to the largest; `matrix` (2,) tells the rows and
+    columns that count.
     """
 
     name = "scan_acquisitions"
 
     def _features(self) -> dict:
-        size, coils, lines = (getattr(self.builder_config, key) for key in ("size", "coils", "lines"))
-        mask = tfds.features.Tensor(
-            shape=(size,) if lines else (size, size), dtype=np.bool_, encoding=tfds.features.Encoding.ZLIB
-        )
+        config = self.builder_config
+        shape = (config.columns,) if config.lines else (config.rows, config.columns)
         return {
-            "y": complex_tensor(coils, *((size,) if lines else ()), None),
-            "mask": mask,
-            "maps": complex_tensor(coils, size, size),
+            "y": complex_tensor(config.coils, *((config.rows,) if config.lines else ()), None),
+            "mask": tfds.features.Tensor(shape=shape, dtype=np.bool_, encoding=tfds.features.Encoding.ZLIB),
+            "maps": complex_tensor(config.coils, config.rows, config.columns),
             "noise_std": scalar(np.float32),
         }
 
@@ -127,27 +135,30 @@ class ScanAcquisitions(_Scans, skip_registration=True):
             assert scan.full is not None  # of scans that were prepared for it; the archive's padding counts as measured
             y, mask = scan.full[index], np.ones_like(mask)
         if not config.lines:
-            mask = np.broadcast_to(mask, (1, config.size, config.size))
-        coils = [(0, config.coils - len(y)), (0, 0), (0, 0)]
+            mask = np.broadcast_to(mask, (1, *y.shape[1:]))
+        coils = config.coils - len(y)
+        below, right = config.rows - y.shape[1], config.columns - y.shape[2]
+        acquired = pack(y, mask)
         return {
-            "y": pack(np.pad(y, coils), mask),
-            "mask": mask[0, 0] if config.lines else mask[0],
-            "maps": np.pad(scan.maps[index], coils),
+            "y": np.pad(acquired, [(0, coils), *([(0, below)] if config.lines else []), (0, 0)]),
+            "mask": np.pad(mask[0, 0], (0, right)) if config.lines else np.pad(mask[0], [(0, below), (0, right)]),
+            "maps": np.pad(scan.maps[index], [(0, coils), (0, below), (0, right)]),
             "noise_std": scan.facts["noise_std"],
         }
 
 
 class ScanReferences(_Scans, skip_registration=True):
-    """Coil-combined image `image` (N,N) of each slice of a fully sampled scan, in the acquisition's units."""
+    """Coil-combined image `image` (H,W) of each slice of a fully sampled scan, in the acquisition's units."""
 
     name = "scan_references"
 
     def _features(self) -> dict:
-        return {"image": complex_tensor(self.builder_config.size, self.builder_config.size)}
+        return {"image": complex_tensor(self.builder_config.rows, self.builder_config.columns)}
 
     def _record(self, scan: Scan, index: int) -> dict:
         assert scan.images is not None  # of fully sampled scans outside train
-        return {"image": scan.images[index]}
+        image, config = scan.images[index], self.builder_config
+        return {"image": np.pad(image, [(0, config.rows - image.shape[0]), (0, config.columns - image.shape[1])])}
 
 
 class RawScans:
@@ -218,9 +229,10 @@ class RawScans:
         table = "" if self._table is None else repr(sorted(self._table.items()))
         given = told, patterns, table, self._reader, [*self._misnamed]
         chosen = hashlib.sha256(repr(given).encode()).hexdigest()[:16]
+        size = as_stored(self.options.size)
         return {
             "data_version": DATA_VERSION,
-            "options": dataclasses.asdict(self.options) | {"keep_full": self.keep_full},
+            "options": dataclasses.asdict(self.options) | {"size": size, "keep_full": self.keep_full},
             "source": f"{len(self.names)} files; paths, contents, splits and reading {chosen}",
         }
 
@@ -291,13 +303,16 @@ class RawScans:
         every = [scan for scans in self._scans.values() for scan in scans]
         coils = max(scan.facts["coils"] for scan in every)
         lines = all(scan.facts["lines"] for scan in every)
+        shapes = {tuple(scan.facts["shape"]) for scan in every}
+        rows, columns = (max(sizes) for sizes in zip(*shapes, strict=True))
 
         def build(
             cls: type[_Scans], place: str, name: str, text: str, scans: Mapping
         ) -> tfds.core.GeneratorBasedBuilder:
             config = ScanConfig(
-                name=name, description=text, scans=scans, size=self.options.size, coils=coils, lines=lines
-            )
+                name=name, description=text, scans=scans, rows=rows, columns=columns, coils=coils, lines=lines,
+                several=len(shapes) > 1,
+            )  # fmt: skip
             return cls(data_dir=str(folder / place), config=config, file_format="array_record")
 
         builders = {"undersampled": build(ScanAcquisitions, "acquisitions", "undersampled", "Raw scans.", self._scans)}
@@ -314,12 +329,13 @@ class RawScans:
     def describe(self, records: Records) -> dict[str, Any]:
         every = {split: scans for split, scans in self._scans.items() if scans}
         facts = [scan.facts for scans in every.values() for scan in scans]
-        statistics = _statistics(records["undersampled"])
+        statistics = describe_acquisitions(records["undersampled"])
         retrospective = all(f["full"] for f in facts) and self.options.acceleration > 1
+        largest = [max(sizes) for sizes in zip(*(f["shape"] for f in facts), strict=True)]
         settings = {
-            "image_size": self.options.size,
+            "image_size": as_stored(largest),
             "num_coils": max(f["coils"] for f in facts),
-            "mask": self.options.mask,
+            "mask": self.options.mask if all(f["lines"] for f in facts) or retrospective else ENTRIES,
             "acceleration": self.options.acceleration if retrospective else statistics["acceleration"]["nominal"],
             "acs_lines": self.options.acs_lines if retrospective else min(f["acs_lines"] for f in facts),
             "noise_std": round(float(np.median([f["noise_std"] for f in facts])), 6),
@@ -349,37 +365,3 @@ def _notes(facts: Sequence[Mapping[str, Any]], retrospective: bool) -> list[str]
     if any(f["noise_from"] != "noise scan" for f in facts):
         notes.append("Without a noise scan, noise_std is an upper bound from the edges of k-space and of the image.")
     return notes
-
-
-def _statistics(records: Mapping[str, Sequence]) -> dict[str, Any]:
-    """Acceleration and sigma_data from the stored acquisitions alone; sigma_data from train, else from all there is."""
-    kept, outside, power = {}, [], []
-    for split, stored in records.items():
-        shares = []
-        for record in (stored[i] for i in range(len(stored))):
-            probability = _probability(record["mask"])
-            shares.append(float(record["mask"].mean()))
-            outside.append(float(probability.min()))
-            if split == "train" or "train" not in records:
-                chosen = probability[record["mask"]]
-                energy = np.abs(record["y"]) ** 2 - 2 * record["noise_std"] ** 2
-                power.append(float(np.sum(energy / chosen, dtype=np.float64)) / record["maps"][0].size)
-        kept[split] = float(np.mean(shares))
-    return {
-        "acceleration": {
-            "nominal": round(1 / float(np.mean(outside)), 2),
-            "effective": {split: round(1 / share, 4) for split, share in kept.items()},
-        },
-        "sigma_data": round(float(np.sqrt(max(0.0, float(np.mean(power))) / 2)), 4),
-        "sigma_data_definition": SIGMA_DATA_DEFINITION,
-    }
-
-
-def _probability(mask: np.ndarray) -> np.ndarray:
-    """Float64, shape of a mask (W,) or (H,W): 1 in its ACS, elsewhere the share of the other entries that it has."""
-    top, bottom, left, right = find_acs(np.atleast_2d(mask), most=max(mask.shape))
-    inside = np.zeros_like(np.atleast_2d(mask))
-    inside[top:bottom, left:right] = True
-    inside = inside.reshape(mask.shape)
-    share = float(mask[~inside].mean()) if not inside.all() else 1.0
-    return np.where(inside, 1.0, share or 1.0)

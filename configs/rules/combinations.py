@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from msm.configs.rules.em import PATHS, rounds_fit
 from msm.models.levels import attention_levels, size_unit
+from msm.operators.shape import image_size, told
 
 TASKS_OF_ENTRIES = ("acquired", "cs_mri", "box_inpainting", "random_inpainting")  # what they measure is a part of T x
 
@@ -75,18 +76,18 @@ def _there_is_noise_to_reinject(c: ConfigDict) -> str | None:
 
 @_must_fit("masks.acs_lines", "data.image_size")
 def _acs_inside_image(c: ConfigDict) -> str | None:
-    if c.masks.acs_lines <= c.data.image_size:
+    if c.masks.acs_lines <= image_size(c)[1]:
         return None
-    return f"masks.acs_lines is {c.masks.acs_lines}: it must be at most data.image_size ({c.data.image_size})"
+    return f"masks.acs_lines is {c.masks.acs_lines}: it must be at most data.image_size ({told(c.data.image_size)})"
 
 
 @_must_fit("data.image_size", "model.patch_size", "model.channel_mult")
-def _image_divides_into_levels(c: ConfigDict) -> str | None:
+def _image_is_no_smaller_than_the_coarsest_level(c: ConfigDict) -> str | None:
     unit = size_unit(c.model.patch_size, len(c.model.channel_mult))
-    if c.data.image_size % unit == 0:
+    if min(image_size(c)) >= unit:
         return None
     return (
-        f"data.image_size is {c.data.image_size}: it must be a multiple of {unit} = model.patch_size * 2^(levels-1); "
+        f"data.image_size is {told(c.data.image_size)}: it must be at least {unit} = model.patch_size * 2^(levels-1); "
         "change it, or use a smaller model.patch_size or fewer levels in model.channel_mult"
     )
 
@@ -105,7 +106,7 @@ def _attention_divides_into_heads(c: ConfigDict) -> str | None:
     m = c.model
     if m.name != "adm":
         return None
-    with_attention = {len(m.channel_mult) - 1, *attention_levels(m, c.data.image_size)}  # the block in the middle too
+    with_attention = {len(m.channel_mult) - 1, *attention_levels(m, image_size(c))}  # the block in the middle too
     used = {m.channel_mult[level] for level in with_attention}
     key = "num_heads" if m.num_head_channels == -1 else "num_head_channels"
     bad = sorted(m.num_channels * mult for mult in used if m.num_channels * mult % m[key])
@@ -232,8 +233,8 @@ def _boxes_tile_image(c: ConfigDict) -> str | None:
     grid, drop = c.masks.get("grid"), c.masks.get("drop")
     if grid is None or drop is None:
         return "masks.name is 'random_boxes': it needs masks.grid (blocks per side) and masks.drop (blocks left out)"
-    if c.data.image_size % grid:
-        return f"masks.grid is {grid}: it must divide data.image_size ({c.data.image_size})"
+    if any(size % grid for size in image_size(c)):
+        return f"masks.grid is {grid}: it must divide data.image_size ({told(c.data.image_size)})"
     return None if drop < grid**2 else f"masks.drop is {drop}: it must be less than the {grid**2} blocks of masks.grid"
 
 
@@ -253,14 +254,16 @@ def _task_fits_transform(c: ConfigDict) -> str | None:
 
 @_must_fit("task.name", "task.acs_lines", "task.factor", "task.box_size", "task.length", "data.image_size")
 def _task_fits_image(c: ConfigDict) -> str | None:
-    task, size = c.task, c.data.image_size
-    if task.name == "sr" and size % task.factor:
-        return f"task.factor is {task.factor}: it must divide data.image_size ({size})"
+    task, size = c.task, min(image_size(c))
+    if task.name == "sr" and any(n % task.factor for n in image_size(c)):
+        return f"task.factor is {task.factor}: it must divide data.image_size ({told(c.data.image_size)})"
+    if task.name in TASKS_OF_CT and max(image_size(c)) > size:
+        return f"task.name is {task.name!r}: its field of view is square, data.image_size is {told(c.data.image_size)}"
     most = {"cs_mri": ("acs_lines", size), "box_inpainting": ("box_size", size - 1), "motion_blur": ("length", size)}
     key, limit = most.get(task.name, ("", 0))
     if not key or task[key] <= limit:
         return None
-    return f"task.{key} is {task[key]}: it must be at most {limit} for a data.image_size of {size}"
+    return f"task.{key} is {task[key]}: it must be at most {limit} for a data.image_size of {told(c.data.image_size)}"
 
 
 @_must_fit("task.name", "solver.consistency")

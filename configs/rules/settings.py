@@ -11,6 +11,7 @@ from msm.configs.rules.values import (
     name,
     name_or_empty,
     number,
+    one_or_pair,
     registered,
     several,
     text,
@@ -53,7 +54,7 @@ SETTINGS: dict[str, Rule] = {
     "seed": integer(0, 2**32 - 1),
     # data
     "data.dir": text(),
-    "data.image_size": integer(1),
+    "data.image_size": one_or_pair(integer(1)),
     "data.num_coils": integer(0),
     "data.acquisition": choice("undersampled", "full"),
     "data.augment": several(name(registered("operators.augment", "AUGMENTATIONS"))),

@@ -110,6 +110,17 @@ def several(item: Rule, at_least: int = 0, repeats: bool = False) -> Rule:
     return Rule(holds, lambda: f"{what}, each {item.says()}", hint)
 
 
+def one_or_pair(item: Rule) -> Rule:
+    """What obeys `item`, or a pair of such: rows and columns."""
+
+    def holds(value: Any) -> bool:
+        return item.holds(value) or (
+            isinstance(value, tuple | list) and len(value) == 2 and all(map(item.holds, value))
+        )
+
+    return Rule(holds, lambda: f"{item.says()}, or a pair of them as in 230,180 (rows, columns)")
+
+
 def registered(module: str, registry: str, package: str | None = None) -> Callable[[], tuple[str, ...]]:
     """Returns a function that lists msm.`module`.`registry` after importing all of msm.`package`, which fills it."""
 

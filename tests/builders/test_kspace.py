@@ -50,34 +50,32 @@ def test_compression_keeps_the_most_energy_of_any_projection():
 
 
 @pytest.mark.parametrize("shape", [(12, 10), (13, 9), (11, 12)])
-@pytest.mark.parametrize("size", [8, 9])
+@pytest.mark.parametrize("size", [(8, 8), (9, 9), (8, 9), (9, 8)])
 def test_resolution_crop_keeps_the_centre_of_kspace(shape, size):
     kspace, mask = random_kspace(2, 3, *shape), column_masks(shape[1], 1, acs=4)
     cropped, kept = steps.fit(kspace, mask, size, "resolution")
-    assert cropped.shape == (2, 3, size, size) and kept.shape == (1, 1, 1, size)
-    centre, new = [n // 2 for n in shape], size // 2
+    assert cropped.shape == (2, 3, *size) and kept.shape == (1, 1, 1, size[1])
+    centre, new = [n // 2 for n in shape], [n // 2 for n in size]
     for offset in (-2, 0, 2):
         np.testing.assert_array_equal(
-            cropped[..., new + offset, new - offset], kspace[..., centre[0] + offset, centre[1] - offset]
+            cropped[..., new[0] + offset, new[1] - offset], kspace[..., centre[0] + offset, centre[1] - offset]
         )
-        assert kept[0, 0, 0, new + offset] == mask[0, 0, 0, centre[1] + offset]
+        assert kept[0, 0, 0, new[1] + offset] == mask[0, 0, 0, centre[1] + offset]
 
 
-def test_short_axes_are_filled_with_entries_that_count_as_missing():
-    kspace, mask = random_kspace(1, 2, 6, 5), np.ones((1, 1, 1, 5), bool)
-    filled, kept = steps.fit(kspace, mask, 8, "resolution")
-    assert kept.shape == (1, 1, 8, 8) and kept.sum() == 30
-    np.testing.assert_array_equal(filled[..., kept[0, 0]], kspace.reshape(1, 2, 30))
-    assert not filled[..., ~kept[0, 0]].any()
-    wide, kept = steps.fit(random_kspace(1, 2, 8, 5), mask, 8, "resolution")
-    np.testing.assert_array_equal(kept, [[[[0, 0, 1, 1, 1, 1, 1, 0]]]])  # whole readouts: lines stay lines
-    assert not wide[..., :2].any() and not wide[..., 7].any()
+def test_an_axis_is_cut_and_never_filled_up():
+    """So nothing that was no part of the scan counts as missing."""
+    options = quick(size=(16, 24), acs_lines=4)
+    assert options.shape_of((12, 40)) == (12, 24) and options.shape_of((30, 20)) == (16, 20)
+    assert quick(size=0, acs_lines=4).shape_of((13, 9)) == (13, 9) and quick(size=16, acs_lines=4).shape_of(
+        (40, 15)
+    ) == (16, 15)
 
 
 @pytest.mark.parametrize("shape", [(12, 10), (13, 11)])
 def test_fov_crop_is_the_kspace_of_the_inner_image(shape):
     images = random_kspace(2, 3, *shape)
-    cropped, mask = steps.fit(fourier(images), np.ones((1, 1, 1, shape[1]), bool), 8, "fov")
+    cropped, mask = steps.fit(fourier(images), np.ones((1, 1, 1, shape[1]), bool), (8, 8), "fov")
     top, left = (n // 2 - 4 for n in shape)
     np.testing.assert_allclose(cropped, fourier(images[..., top : top + 8, left : left + 8]), atol=1e-5)
     assert mask.all() and mask.shape == (1, 1, 1, 8)
@@ -85,16 +83,15 @@ def test_fov_crop_is_the_kspace_of_the_inner_image(shape):
 
 def test_fov_crop_along_the_readout_leaves_lines_alone():
     images, mask = random_kspace(2, 3, 12, 8), column_masks(8, 1, acs=2)
-    cropped, kept = steps.fit(np.where(mask, fourier(images), 0), mask, 8, "fov")
+    cropped, kept = steps.fit(np.where(mask, fourier(images), 0), mask, (8, 8), "fov")
     np.testing.assert_array_equal(kept, mask)
     np.testing.assert_allclose(cropped, np.where(mask, fourier(images[..., 2:10, :]), 0), atol=1e-5)
 
 
 def test_fov_crop_that_would_mix_missing_lines_is_refused():
     kspace, mask = random_kspace(1, 2, 12, 12), column_masks(12, 1, acs=2)
-    assert "--crop resolution" in message_of(steps.fit, kspace, mask, 8, "fov")
-    assert "--crop resolution" in message_of(steps.fit, kspace, np.broadcast_to(mask, (1, 1, 12, 12)), 12, "fov")
-    assert "no field of view of 13" in message_of(steps.fit, kspace, mask, 13, "fov")
+    assert "--crop resolution" in message_of(steps.fit, kspace, mask, (8, 8), "fov")
+    assert "--crop resolution" in message_of(steps.fit, kspace, np.broadcast_to(mask, (1, 1, 12, 12)), (12, 12), "fov")
 
 
 def test_fully_sampled_means_all_lines_but_padding_at_the_ends():
@@ -111,8 +108,8 @@ def test_fully_sampled_means_all_lines_but_padding_at_the_ends():
 
 def test_known_maps_follow_the_image():
     maps = np.broadcast_to(smooth_coils(32, 3), (2, 3, 32, 32))
-    np.testing.assert_array_equal(steps.fit_maps(maps, 16, "fov"), maps[..., 8:24, 8:24])
-    coarse = steps.fit_maps(maps, 16, "resolution")
+    np.testing.assert_array_equal(steps.fit_maps(maps, (16, 16), "fov"), maps[..., 8:24, 8:24])
+    coarse = steps.fit_maps(maps, (16, 16), "resolution")
     np.testing.assert_allclose(coarse[..., 4:12, 4:12], maps[..., 8:24:2, 8:24:2], atol=0.08)  # same field of view
     holes = np.where(np.hypot(*np.indices((32, 32)) - 16) < 10, 3 * maps, 1e-3)
     unit = steps.unit_maps(holes)
@@ -138,7 +135,7 @@ def test_scan_with_known_maps_is_the_forward_model_of_its_reference():
     scale = scan.facts["scale"]
     np.testing.assert_allclose(scan.images * scale, images, atol=1e-9)
     np.testing.assert_allclose(scan.maps, maps, atol=1e-6)
-    np.testing.assert_array_equal(scan.masks, draw_masks(quick(acs_lines=6), np.array([70, 71])))
+    np.testing.assert_array_equal(scan.masks, draw_masks(quick(acs_lines=6), (32, 32), np.array([70, 71])))
     np.testing.assert_allclose(scan.y, np.where(scan.masks, fourier(maps * scan.images[:, None]), 0), atol=1e-5)
     zero_filled = np.sum(maps.conj() * inverse(scan.y), axis=1)
     assert np.percentile(np.abs(zero_filled), 99) == pytest.approx(1, abs=1e-5)
@@ -189,7 +186,7 @@ def test_fully_sampled_scans_may_get_masks_of_entries():
     raw, _, _ = full_scan()
     options = quick(mask="cartesian_poisson_disc", acs_lines=8)
     scan = prepare_scan(raw, options, first_id=70)
-    np.testing.assert_array_equal(scan.masks, draw_masks(options, np.array([70, 71])))
+    np.testing.assert_array_equal(scan.masks, draw_masks(options, (32, 32), np.array([70, 71])))
     assert scan.masks.shape == (2, 1, 32, 32) and not scan.facts["lines"] and scan.facts["acs_lines"] == 8
     assert (
         scan.facts["full"] and scan.images is not None and not scan.y[~np.broadcast_to(scan.masks, scan.y.shape)].any()

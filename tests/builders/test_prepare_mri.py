@@ -109,7 +109,7 @@ def test_every_format_gives_the_same_examples(head, tmp_path):
     test = datasets.load_measurements(config_of(tmp_path, manifest), "test")
     assert test.y.shape == (15, 4, SIZE, SIZE) and set(manifest["counts"]) == {"test"}
     np.testing.assert_array_equal(test.mask, np.broadcast_to(head.mask, (15, 1, 1, SIZE)))
-    volumes = datasets.open_acquisitions(config_of(tmp_path, manifest), "test").volumes(range(15))
+    volumes = datasets.open_acquisitions(config_of(tmp_path, manifest), "test").places(range(15))["volume"]
     first = test.y[volumes == "a.h5"]
     for name in ("b.h5", "c.cfl", "d.npz", "e.h5"):
         assert np.abs(test.y[volumes == name] - first).max() < 1e-5 * np.abs(first).max()
@@ -131,7 +131,7 @@ def test_references_are_the_images_of_fully_sampled_scans(full):
         combined = np.asarray(get_transform(config).adjoint(whole.y, measurement.maps))
         assert np.corrcoef(np.abs(references).ravel(), np.abs(combined).ravel())[0, 1] > 0.98
         zero_filled = np.abs(get_transform(config).adjoint(measurement.y, measurement.maps))
-        volumes = datasets.open_references(config, split).volumes(range(len(references)))
+        volumes = datasets.open_references(config, split).places(range(len(references)))["volume"]
         for volume in set(volumes):
             assert np.percentile(zero_filled[volumes == volume], 99) == pytest.approx(1, abs=1e-4)
     assert "has no references of split 'train'" in message_of(datasets.open_references, config, "train")
@@ -143,7 +143,7 @@ def test_manifest_says_what_was_done_and_to_what(full):
     assert volume["sha256"] == scan_files.digest([folder / "scan0.h5"])
     assert "patient 0" not in json.dumps(manifest) and volume["pixel_mm"] == [12.5, 12.5, 5.0]
     assert volume["steps"][1:-1] == [
-        "16 x 16 to 16 x 16 by resolution", "cartesian_random mask, R 4, 6 ACS lines, per slice", "maps by lowres"
+        "16 x 16 kept", "cartesian_random mask, R 4, 6 ACS lines, per slice", "maps by lowres"
     ]  # fmt: skip
     assert manifest["settings"]["acceleration"] == 4 and manifest["settings"]["acs_lines"] == 6
     power = [np.mean(np.abs(phantom(SIZE, 2, seed)) ** 2) for seed in range(6)]
@@ -233,7 +233,7 @@ def test_coil_counts_that_differ_are_padded_with_empty_coils(tmp_path):
     assert manifest["settings"]["num_coils"] == 4
     assert manifest["volumes"]["five.h5"]["steps"][3] == "5 to 4 coils"
     test = datasets.load_measurements(config, "test")
-    few = datasets.open_acquisitions(config, "test").volumes(range(4)) == "three.h5"
+    few = datasets.open_acquisitions(config, "test").places(range(4))["volume"] == "three.h5"
     assert not test.y[few][:, 3].any() and not test.maps[few][:, 3].any()
     assert test.y[~few][:, 3].any() and few.sum() == 2
 
@@ -250,7 +250,7 @@ def test_a_store_with_another_mask_than_lines_holds_entries(tmp_path):
     manifest = prepare(folder, tmp_path, patterns={"test": ["*"]})
     config = config_of(tmp_path, manifest)
     test = datasets.load_measurements(config, "test")
-    volumes = datasets.open_acquisitions(config, "test").volumes(range(4))
+    volumes = datasets.open_acquisitions(config, "test").places(range(4))["volume"]
     for name, expected in (("entries.npz", mask), ("lines.npz", np.broadcast_to(lines, mask.shape))):
         chosen, scale = volumes == name, manifest["volumes"][name]["scale"]
         np.testing.assert_array_equal(test.mask[chosen], np.broadcast_to(expected, (2, 1, SIZE, SIZE)))
@@ -283,7 +283,7 @@ def test_published_layout_with_its_table(tmp_path):
     assert slices == {"x_hat/one.h5": [1, 2], "x_hat/three.h5": [0, 1]}
     config = config_of(tmp_path, manifest)
     references, test = datasets.open_references(config, "test"), datasets.load_measurements(config, "test")
-    volumes, scale = references.volumes(range(4)), manifest["volumes"]["x_hat/three.h5"]["scale"]
+    volumes, scale = references.places(range(4))["volume"], manifest["volumes"]["x_hat/three.h5"]["scale"]
     index = np.flatnonzero(volumes == "x_hat/three.h5")[0]
     np.testing.assert_allclose(references[index] * scale, images[0, 2:18, 2:18], atol=1e-5)
     np.testing.assert_allclose(test.maps[index], maps[0, :, 2:18, 2:18], atol=1e-5)

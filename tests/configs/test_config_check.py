@@ -63,6 +63,9 @@ def test_every_config_file_is_sound(name):
         ("seed", 1.5, "a whole number"),
         ("data.dir", "", "text"),
         ("data.image_size", 0, "at least 1"),
+        ("data.image_size", (64, 0), "or a pair of them"),
+        ("data.image_size", (64, 64, 2), "or a pair of them"),
+        ("data.image_size", "64x64", "or a pair of them"),
         ("data.num_coils", True, "a whole number"),
         ("data.acquisition", "undersample", "did you mean 'undersampled'?"),
         ("data.augment", ("flip", "flip"), "without repeats"),
@@ -137,8 +140,8 @@ IMAGES = {
     [
         ({"schedule__sigma_min": 20.0}, "schedule.sigma_min is 20.0: it must be less than schedule.sigma_max (20.0)"),
         ({"masks__acs_lines": 65}, "masks.acs_lines is 65: it must be at most data.image_size (64)"),
-        ({"data__image_size": 62}, "data.image_size is 62: it must be a multiple of 4"),
-        ({"model__patch_size": 32}, "data.image_size is 64: it must be a multiple of 128"),
+        ({"data__image_size": (2, 64)}, "data.image_size is 2x64: it must be at least 4"),
+        ({"model__patch_size": 32}, "data.image_size is 64: it must be at least 128"),
         ({"model__num_heads": 3}, "model.num_heads is 3: it must divide the 128 channels"),
         ({"model__num_head_channels": 48}, "model.num_head_channels is 48: it must divide the 128 channels"),
         (

@@ -109,10 +109,10 @@ COMMANDS = {
         "data.acquisition is 'undersampled': loss.name 'dsm' needs 'full', clean data",
     ),
     "three": (
-        "main TOY RUN --config.model.patch_size=3 --config.optim.ema_rate=1.0 --config.loss.name=mms",
+        "main TOY RUN --config.model.patch_size=40 --config.optim.ema_rate=1.0 --config.loss.name=mms",
         "loss.name is 'mms': it must be one of ambient, dsm, msm, msm_sure, ssdu; did you mean 'msm'?\n"
         "optim.ema_rate is 1.0: it must be a number of at least 0 and less than 1\n"
-        "data.image_size is 32: it must be a multiple of 3 = model.patch_size * 2^(levels-1); change it, or "
+        "data.image_size is 32: it must be at least 40 = model.patch_size * 2^(levels-1); change it, or "
         "use a smaller model.patch_size or fewer levels in model.channel_mult",
     ),
     "no store": (

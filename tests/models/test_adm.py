@@ -226,6 +226,21 @@ def test_at_another_size_the_same_levels_have_attention(name):
     assert param_shapes(get_model(config, 2), (24, 24, 2)) == trained
 
 
+@pytest.mark.parametrize("name", ["adm", "ncsnpp"])
+def test_any_rows_and_columns_are_padded_inside_and_cropped_after(name):
+    """An image of 7 x 10 pixels gives what its mirrored continuation to 8 x 12 gives there, whatever lies beyond."""
+    config = toy_config(name=name, channel_mult=(1, 1, 1))
+    model = get_model(config, 2)
+    rng = np.random.default_rng(0)
+    x, t = rng.normal(size=(1, 7, 10, 2)).astype(np.float32), np.ones(1, np.float32)
+    shapes = param_shapes(model, (7, 10, 2))
+    params = jax.tree.map(lambda s: 0.1 * rng.normal(size=s.shape).astype(np.float32), shapes)
+    apply = jax.jit(lambda x: model.apply({"params": params}, x, t))
+    out, padded = apply(x), apply(np.pad(x, ((0, 0), (0, 1), (0, 2), (0, 0)), mode="symmetric"))
+    assert out.shape == x.shape and np.abs(out).max() > 0.1
+    np.testing.assert_allclose(out, padded[:, :7, :10], atol=1e-5)
+
+
 def test_attention_of_several_levels_at_another_size():
     """Twice the size: 16 and 8 stay levels 2 and 3, though 16 is a feature map of level 3 there."""
     model = toy_config(channel_mult=(1, 1, 1, 1)).model
@@ -280,8 +295,6 @@ def test_initial_values_depend_on_seed_and_name_only(toy):
     [
         ({"name": "amd"}, ["amd", "did you mean 'adm'"]),
         ({"dtype": "bfloat"}, ["model.dtype", "did you mean 'bfloat16'"]),
-        ({"channel_mult": (1, 1, 1, 1, 1, 1)}, ["16x16", "multiples of 32", "model.channel_mult"]),
-        ({"patch_size": 3}, ["16x16", "multiples of 6", "model.patch_size"]),
         ({"num_res_blocks": 0}, ["model.num_res_blocks is 0"]),
         ({"channel_mult": ()}, ["model.channel_mult"]),
     ],
@@ -297,7 +310,6 @@ def test_heads_that_do_not_divide_the_channels(heads):
     assert "16 channels" in message and "model.num_heads" in message
 
 
-@pytest.mark.parametrize(("shape", "part"), [((16, 18, 2), "16x18"), ((16, 16, 3), "not (1, 16, 16, 3)")])
-def test_images_that_do_not_fit(shape, part):
+def test_images_of_other_channels_do_not_fit():
     model = get_model(toy_config(channel_mult=(1, 1, 1)), 2)
-    assert part in message_of(param_shapes, model, shape)
+    assert "not (1, 16, 16, 3)" in message_of(param_shapes, model, (16, 16, 3))

@@ -151,11 +151,11 @@ def test_poisson_discs_keep_their_distance_and_number(size, acceleration):
     config.masks.acceleration = acceleration
     masks = get_masks(config)
     drawn = np.asarray(jax.vmap(masks.sample)(jax.random.split(jax.random.key(3), 20)))
-    acs = poisson_disc.block(size, 4)
+    acs = poisson_disc.block((size, size), 4)
     points = round((size**2 - 16) / acceleration)
     assert drawn[:, 0, acs].all() and np.median(drawn.sum((1, 2, 3))) == points + 16
     assert (np.abs(drawn.sum((1, 2, 3)) - 16 - points) <= 0.02 * points).all()
-    radius = np.asarray(poisson_disc.radii(size, masks.centre_radius))
+    radius = np.asarray(poisson_disc.radii((size, size), masks.centre_radius))
     for mask in drawn[:5, 0]:
         places = np.argwhere(mask & ~acs)
         apart = np.hypot(*(places[:, None] - places).transpose(2, 0, 1)) + 1e9 * np.eye(len(places))
@@ -168,9 +168,9 @@ def test_poisson_discs_keep_their_distance_and_number(size, acceleration):
 
 def test_poisson_discs_are_what_visiting_the_points_one_by_one_gives():
     size, reach = 12, 4
-    radius = np.asarray(poisson_disc.radii(size, 0.9))
-    order = np.asarray(poisson_disc.draw_order(jax.random.key(5), size))
-    open_ = ~poisson_disc.block(size, 2)
+    radius = np.asarray(poisson_disc.radii((size, size), 0.9))
+    order = np.asarray(poisson_disc.draw_order(jax.random.key(5), (size, size)))
+    open_ = ~poisson_disc.block((size, size), 2)
     taken = []
     for place in sorted((tuple(p) for p in np.argwhere(open_)), key=lambda p: order[p]):
         if all(np.hypot(place[0] - q[0], place[1] - q[1]) >= max(radius[place], radius[q]) for q in taken):

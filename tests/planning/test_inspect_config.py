@@ -35,8 +35,7 @@ def test_counts_flops_and_report(config):
 def test_memory_follows_size_and_remat(config):
     small = summarize(config)
     assert small.saved_bytes > 20 * 16 * 16 * 8 * 4, "at least one feature map per normalisation and convolution"
-    larger = brain64_msm.get_config()
-    larger.update(config)
+    larger = config.copy_and_resolve_references()
     larger.data.image_size = 32
     larger.model.attention_resolutions = (16,)
     assert 3.5 < summarize(larger).saved_bytes / small.saved_bytes < 7

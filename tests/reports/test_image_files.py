@@ -23,7 +23,7 @@ def volume() -> Volume:
 def test_npz(volume, tmp_path):
     image_files.write_npz(tmp_path, volume)
     with np.load(tmp_path / "scan.npz") as stored:
-        assert set(stored.files) == {"complex", "magnitude", "std", "pixel_mm"}
+        assert set(stored.files) == {"complex", "magnitude", "std", "pixel_mm", "slices"}
         np.testing.assert_array_equal(stored["complex"], volume.image)
         np.testing.assert_array_equal(stored["magnitude"], np.abs(volume.image))
         np.testing.assert_array_equal(stored["std"], volume.std)
@@ -83,7 +83,7 @@ def test_one_sample_of_unknown_geometry(volume, tmp_path):
         except ValueError as error:
             assert "need the package" in str(error)
     assert not list(tmp_path.glob("*std*"))
-    assert set(np.load(tmp_path / "scan.npz").files) == {"complex", "magnitude"}
+    assert set(np.load(tmp_path / "scan.npz").files) == {"complex", "magnitude", "slices"}
 
 
 def test_formats_are_checked_before_anything_is_computed(monkeypatch):

@@ -90,7 +90,7 @@ def test_what_does_not_fit_is_compressed_and_the_page_says_so():
 
 
 def test_pixels_that_are_not_square_and_the_scanners_slice_numbers_are_shown():
-    arrays = make_round(2) | {"pixel_mm": np.tile([2.0, 1.0, 5.0], (2, 1)), "slice": np.array([7, 9])}
+    arrays = make_round(2) | {"aspect": np.full(2, 2.0), "slice": np.array([7, 9])}
     _, data = viewer.viewer_of(arrays, [], {"first": 10})
     assert data["aspect"] == 0.5
     assert data["slices"] == [f"{HOSTILE}, slice 7", f"{HOSTILE}, slice 9"]
@@ -158,7 +158,7 @@ def in_browser(tmp_path_factory):
     if browser is None:
         pytest.skip("no Chromium here: apt-get install chromium")
     folder = tmp_path_factory.mktemp("report")
-    arrays = make_round() | {"pixel_mm": np.tile([1.5, 1.0, 5.0], (5, 1)), "slice": np.arange(5) + 40}
+    arrays = make_round() | {"aspect": np.full(5, 1.5), "slice": np.arange(5) + 40}
     path = write_report(folder, arrays)
     early = "window.failures = []; addEventListener('error', (e) => failures.push(String(e.message)));"
     probed = folder / "probed.html"

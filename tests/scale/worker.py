@@ -105,11 +105,11 @@ def stop_after(step: int) -> None:
 def draw_nothing() -> None:
     """Pages and pictures take longer than all else here, and know nothing of devices: the pod's are enough."""
     from msm.reports import evaluation_page as report
-    from msm.reports import figures
     from msm.reports import samples_page as sample_report
+    from msm.reports import tuning_figures
 
     report.write_report = sample_report.write_report = lambda *_: None
-    figures.tuning_history = figures.tuning_slices = lambda *_: b""
+    tuning_figures.tuning_history = tuning_figures.tuning_slices = lambda *_: b""
 
 
 def run_command(job: dict, index: int, notes: Notes) -> None:
