@@ -17,14 +17,14 @@ from PIL import Image
 from msm.evaluation.summary import error_map, solver_names
 from msm.reports.figures import ERROR_MAP, STD_MAP, UNREGULARISED, WINDOW_PERCENTILE, label, mask_picture, upper_end
 
-BUDGET = 6_000_000  # bytes of all sheets
+BUDGET = 8_000_000  # bytes of all sheets
 SHEET = 2048  # pixels: the largest side of a sheet, which a browser holds uncompressed
 _PROBE = 8  # slices whose pictures tell how large all will be
 
 
 @dataclasses.dataclass(frozen=True)
 class Coding:
-    """How pictures are stored: WebP quality (None: exact), how many samples of each scan, every how manyth pixel."""
+    """How pictures are stored: WebP quality (None: exact), how many samples of each scan, means over so many pixels."""
 
     quality: int | None
     frames: int
@@ -32,8 +32,8 @@ class Coding:
 
 
 CODINGS = (
-    *(Coding(*pair) for pair in ((None, 99), (90, 99), (75, 8), (75, 4), (60, 2), (45, 1), (30, 1))),
-    *(Coding(quality, 1, shrink) for quality, shrink in ((45, 2), (30, 2), (30, 4))),
+    *(Coding(*pair) for pair in ((None, 99), (90, 99), (80, 8), (75, 4), (60, 2), (40, 1), (20, 1))),
+    *(Coding(quality, 1, shrink) for quality, shrink in ((40, 2), (20, 2), (20, 4))),
 )  # fmt: skip
 
 
@@ -140,10 +140,13 @@ def _of_shape(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return picture[np.ix_(rows, columns)]
 
 
-def _encode(picture: np.ndarray, coding: Coding) -> bytes:
-    buffer = io.BytesIO()
-    options = {"lossless": True, "method": 4} if coding.quality is None else {"quality": coding.quality, "method": 4}
-    Image.fromarray(picture).save(buffer, "WEBP", **options)
+def _encode(picture: np.ndarray, coding: Coding, layer: str) -> bytes:
+    """WebP of a sheet. Masks are always exact: they cost little, and a line is there or not."""
+    image, buffer = Image.fromarray(picture), io.BytesIO()
+    if coding.quality is None or layer == "mask":
+        image.save(buffer, "WEBP", lossless=True)
+    else:
+        image.reduce(coding.shrink).save(buffer, "WEBP", quality=coding.quality)
     return buffer.getvalue()
 
 
@@ -151,10 +154,9 @@ def choose_coding(slices: Slices, budget: int = BUDGET) -> Coding:
     """The best way of storing with which all pictures, judged by a few, fit into `budget` bytes; at worst the last."""
     probed = sorted({int(place) for place in np.linspace(0, slices.count - 1, _PROBE)})
     for coding in CODINGS:
-        step = slice(None, None, coding.shrink)
         total = 0
         for layer in slices.layers(coding.frames):
-            total += len(_encode(np.concatenate([slices.picture(layer, i)[step, step] for i in probed]), coding))
+            total += len(_encode(np.concatenate([slices.picture(layer, i) for i in probed]), coding, layer))
         if total * slices.count / len(probed) <= budget:
             return coding
     return CODINGS[-1]
@@ -167,22 +169,23 @@ def sheets(slices: Slices, coding: Coding) -> tuple[dict[str, bytes], dict[str, 
       files: 'viewer_<layer>_<sheet>.webp' -> bytes.
       layout: 'columns' and 'rows' of pictures in a full sheet, and 'layers': names of files by layer, in order.
     """
-    height, width = (-(-side // coding.shrink) for side in slices.shape)
-    columns = max(1, min(SHEET // width, math.ceil(math.sqrt(slices.count * height / width))))
-    rows = max(1, min(SHEET // height, math.ceil(slices.count / columns)))
+    height, width = slices.shape
+    side = SHEET * coding.shrink  # of a sheet before it is made smaller
+    columns = max(1, min(side // width, math.ceil(math.sqrt(slices.count * height / width))))
+    rows = max(1, min(side // height, math.ceil(slices.count / columns)))
     files: dict[str, bytes] = {}
     names: dict[str, list[str]] = {}
     for number, layer in enumerate(slices.layers(coding.frames)):
         names[layer] = []
         for start in range(0, slices.count, columns * rows):
             inside = range(start, min(start + columns * rows, slices.count))
-            tiles = [slices.picture(layer, index)[:: coding.shrink, :: coding.shrink] for index in inside]
+            tiles = [slices.picture(layer, index) for index in inside]
             sheet = np.zeros((rows * height, columns * width, *tiles[0].shape[2:]), np.uint8)
             for place, tile in enumerate(tiles):
                 top, left = height * (place // columns), width * (place % columns)
                 sheet[top : top + height, left : left + width] = tile
             name = f"viewer_{number:02d}_{len(names[layer])}.webp"
-            files[name] = _encode(sheet, coding)
+            files[name] = _encode(sheet, coding, layer)
             names[layer].append(name)
     return files, {"columns": columns, "rows": rows, "layers": names}
 
@@ -272,5 +275,5 @@ def _told(coding: Coding) -> str:
     """What the reader must know of how pictures are stored."""
     if coding.quality is None:
         return "Pictures are exact to 8 bits."
-    smaller = "" if coding.shrink == 1 else f", every {('second', 'fourth')[coding.shrink // 4]} pixel"
+    smaller = "" if coding.shrink == 1 else f", means of {coding.shrink} x {coding.shrink} pixels"
     return f"So many slices are stored compressed (WebP, quality {coding.quality}{smaller}); rounds/ has the values."

@@ -39,7 +39,7 @@ def centring() -> Panels:
     return {
         "centred transform": np.abs(ifft2c(kspace)),
         "ifft2 alone, magnitude:\nhalves swapped": np.abs(unshifted),
-        "ifft2 alone, real part:\nthe sign flips at every pixel": np.real(unshifted),
+        "ifft2 alone, real part:\nsign flips at every pixel": np.real(unshifted),
     }
 
 
@@ -70,8 +70,8 @@ def normalisation() -> Panels:
     one = np.percentile(images, 99)
     per_slice = [image / image.max() for image in images]
     return {
-        "one scale per volume, as here": np.concatenate(images, axis=1) / one,
-        "each slice by its maximum: brightness between slices is lost": np.concatenate(per_slice, axis=1),
+        "one scale per volume,\nas here": np.concatenate(images, axis=1) / one,
+        "each slice by its maximum:\nbrightness between slices is lost": np.concatenate(per_slice, axis=1),
     }
 
 
@@ -79,20 +79,20 @@ def orientation() -> Panels:
     """Rows are the readout; archives and viewers turn and mirror pictures."""
     image = head()
     return {
-        "rows = readout, as stored": image,
+        "rows = readout,\nas stored": image,
         "axes swapped:\nlines would be rows": image.T,
-        "rows mirrored, as viewers do\nwhose axis points up": image[::-1],
+        "rows mirrored, as by viewers\nwhose axis points up": image[::-1],
     }
 
 
 def draw(panels: Panels) -> bytes:
     """PNG of 32 greys of pictures side by side, each in the window of its own 99.5th percentile."""
     ratios = [image.shape[1] / image.shape[0] for image in panels.values()]
-    figure = Figure(figsize=(1.75 * sum(ratios) + 0.1, 2.3), dpi=80, layout="constrained")
+    figure = Figure(figsize=(2.5 * sum(ratios) + 0.1, 3.2), dpi=90, layout="constrained")
     axes = figure.subplots(1, len(panels), width_ratios=ratios, squeeze=False)[0]
     for axis, (title, image) in zip(axes, panels.items(), strict=True):
         axis.imshow(image, cmap="gray", vmin=min(0, image.min()), vmax=np.percentile(image, 99.5))
-        axis.set_title(title, fontsize=7)
+        axis.set_title(title, fontsize=11)
         axis.set_axis_off()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
