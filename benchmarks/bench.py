@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from msm import datasets, run_lib
+from msm import datasets
+from msm.experiment import Experiment, build
 from msm.infra import sharding
 from msm.losses import get_loss_fn
 from msm.models.init import init_params
@@ -56,7 +57,7 @@ def matrix_product_gflops(size: int = 2048) -> float:
 class TrainStep:
     """The real train step of a config on its real data."""
 
-    def __init__(self, experiment: run_lib.Experiment):
+    def __init__(self, experiment: Experiment):
         config, mesh = experiment.config, experiment.mesh
         loss_fn = get_loss_fn(config, experiment.schedule, experiment.transform, experiment.masks, experiment.denoise)
         optimizer = get_optimizer(config)
@@ -84,7 +85,7 @@ def host_batches_per_second(config, count: int = 100) -> float:
     return count / (time.perf_counter() - begin)
 
 
-def sampler_figures(experiment: run_lib.Experiment) -> dict[str, float]:
+def sampler_figures(experiment: Experiment) -> dict[str, float]:
     """Seconds per reconstruction of every solver, and the network's share of the MSM sampler's time."""
     config = experiment.config
     example = next(datasets.eval_batches(config, config.eval.split, config.eval.batch_size))
@@ -133,7 +134,7 @@ def main() -> None:
         jax.config.update("jax_compilation_cache_dir", flags.compile_only)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     config = load_config(flags.config)
-    experiment = run_lib.build(config)
+    experiment = build(config)
     train_step = TrainStep(experiment)
     if flags.compile_only:
         print(train_step.compile_seconds)

@@ -13,9 +13,10 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import config_flags
 
-from msm import datasets, run_lib
+from msm import datasets
 from msm.configs.rules import check as config_check
 from msm.configs.rules import known_settings
+from msm.experiment import build
 from msm.infra import checkpoints, command_line
 from msm.losses import observed_scalars, real_mean
 from msm.operators.operator import per_example
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     config = FLAGS.config
     config_check.check(config)
-    experiment = run_lib.build(config)
+    experiment = build(config)
     schedule, transform = experiment.schedule, experiment.transform
     params, step = checkpoints.load_ema_params(FLAGS.workdir, experiment.template_params())
     (example,) = datasets.eval_batches(config, config.eval.split, COUNT, COUNT)

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from msm import datasets, run_lib
+from msm import datasets
 from msm.benchmarks.bench import TrainStep, host_batches_per_second, load_config, median_seconds
+from msm.experiment import build
 from msm.infra import sharding
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,7 +72,7 @@ def main() -> None:
         config = load_config(path)
         print(f"{path}, batches of {config.training.batch_size}, {os.cpu_count()} cores")
         delivered = host_batches_per_second(config)
-        seconds = median_seconds(TrainStep(run_lib.build(config)), 5)
+        seconds = median_seconds(TrainStep(build(config)), 5)
         told = f"{delivered:.1f} batches/s; a train step takes {seconds:.3f} s on {jax.devices()[0].device_kind}"
         print(f"  input {told}: {delivered * seconds:.1f} x what it consumes", flush=True)
         if flags.steps:

@@ -11,21 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from msm import run_lib
 from msm.evaluation import summary as evaluation
 from msm.evaluation.metrics import natural_range, psnr, ssim
 from msm.infra import rounds
 from msm.infra.atomic import atomic_write_text
 from msm.infra.errors import UserError
 from msm.operators.measurement import PADDING_ID, EvalExample
-from msm.operators.tasks import get_task
 from msm.solvers.registry import Solver
-
-
-def build_for_task(config) -> run_lib.Experiment:
-    """The experiment of a config, whose operator is that of `config.task`, as in evaluation."""
-    experiment = run_lib.build(config)
-    return dataclasses.replace(experiment, operator=get_task(config, experiment.transform).operator)
 
 
 @dataclasses.dataclass(frozen=True)

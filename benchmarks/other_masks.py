@@ -14,10 +14,11 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import config_flags
 
-from msm import datasets, run_lib
+from msm import datasets
 from msm.benchmarks.quality_vs_nfe import measure
 from msm.configs.rules import check as config_check
 from msm.configs.rules import known_settings
+from msm.experiment import build
 from msm.infra import checkpoints, command_line
 
 FLAGS = flags.FLAGS
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> None:
     config = FLAGS.config
     config.task.name, config.task.acs_lines = "cs_mri", config.masks.acs_lines
     config_check.check(config)
-    params, _ = checkpoints.load_ema_params(FLAGS.checkpoint, run_lib.build(config).template_params())
+    params, _ = checkpoints.load_ema_params(FLAGS.checkpoint, build(config).template_params())
     print(f"{'masks':<24}{'R':>6}" + "".join(f"{solver:>16}" for solver in config.eval.solvers))
     for label, (name, acceleration) in CASES.items():
         if not any(wanted in label for wanted in FLAGS.only.split(",")):

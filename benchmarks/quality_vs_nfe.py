@@ -17,11 +17,12 @@ from absl import flags, logging
 from matplotlib.figure import Figure
 from ml_collections import config_flags
 
-from msm import datasets, run_lib
+from msm import datasets
 from msm.benchmarks import measuring
 from msm.configs.rules import check as config_check
 from msm.configs.rules import known_settings
 from msm.configs.tasks import PUBLISHED_IMAGES, PUBLISHED_MRI
+from msm.experiment import Experiment, build
 from msm.infra import checkpoints, command_line, rounds
 from msm.solvers import get_solver
 
@@ -114,7 +115,7 @@ def measure(config, params, batches, num_samples: int, switches: dict, name: str
     config.eval.num_samples = num_samples
     config.solver.update(switches)
     config_check.check(config)
-    solver = get_solver(config, measuring.build_for_task(config), name)
+    solver = get_solver(config, Experiment.for_task(config), name)
     found = measuring.measure(solver, jax.random.key(config.seed), params, batches)
     return {
         "calls": solver.nfe * num_samples,
@@ -158,7 +159,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     config, out = FLAGS.config, Path(FLAGS.out)
     config_check.check(config)
-    params, _ = checkpoints.load_ema_params(FLAGS.checkpoint, run_lib.build(config).template_params())
+    params, _ = checkpoints.load_ema_params(FLAGS.checkpoint, build(config).template_params())
     split, size, limit = config.eval.split, config.eval.batch_size, config.eval.max_examples
     batches = list(datasets.eval_batches(config, split, size, limit))
     out.mkdir(parents=True, exist_ok=True)

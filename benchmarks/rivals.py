@@ -28,6 +28,7 @@ from msm import datasets
 from msm.benchmarks import measuring
 from msm.configs.rules import check as config_check
 from msm.configs.rules import known_settings, stored
+from msm.experiment import Experiment
 from msm.infra import checkpoints, command_line
 from msm.infra.atomic import atomic_write_text
 from msm.infra.errors import UserError
@@ -81,7 +82,7 @@ def config_for(given, solver: str, folder: str, changes):
 
 def measure(config, solver_name: str, folder: str, paths: list[str], batches) -> dict[str, str]:
     """The row of one method, without its name."""
-    experiment = measuring.build_for_task(config)
+    experiment = Experiment.for_task(config)
     solver = get_solver(config, experiment, solver_name)
     for path in paths:
         if tuned.has(path, solver_name):

@@ -20,9 +20,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from msm import datasets
-from msm.benchmarks import measuring
 from msm.configs.rules import check as config_check
 from msm.evaluation import held_out, where
+from msm.experiment import Experiment
 from msm.infra import checkpoints, command_line
 from msm.infra.atomic import atomic_write_text
 from msm.infra.errors import UserError
@@ -100,7 +100,7 @@ def main(_: list[str]) -> None:
             "benchmarks/where_errors_are.py looks at k-space: give the config of a scan (data.num_coils > 0)"
         )
     out = Path(FLAGS.out)
-    experiment = measuring.build_for_task(config)
+    experiment = Experiment.for_task(config)
     settings = config.eval
     batches = list(datasets.eval_batches(config, settings.split, settings.batch_size, FLAGS.scans))
     if batches[0].reference is None:

@@ -12,10 +12,11 @@ import dataclasses
 from absl import flags, logging
 from ml_collections import config_flags
 
-from msm import datasets, run_lib
+from msm import datasets
 from msm.benchmarks.quality_vs_nfe import measure
 from msm.configs.rules import check as config_check
 from msm.configs.rules import known_settings
+from msm.experiment import build
 from msm.infra import checkpoints, command_line
 
 FLAGS = flags.FLAGS
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> None:
     config = FLAGS.config
     factors = [float(factor) for factor in FLAGS.factors]
     config_check.check(config)
-    params, _ = checkpoints.load_ema_params(FLAGS.checkpoint, run_lib.build(config).template_params())
+    params, _ = checkpoints.load_ema_params(FLAGS.checkpoint, build(config).template_params())
     batches = list(datasets.eval_batches(config, config.eval.split, config.eval.batch_size, config.eval.max_examples))
     print(f"{'noise told / true':<20}{'PSNR (dB)':>12}{'change':>9}{'SSIM':>9}{'change':>9}")
     true = {}

@@ -1,11 +1,12 @@
-"""Finished rounds of a long run on disk: each knows what it was computed from, so that only equal work is reused."""
+"""The rounds of a long run, on disk: each knows what it was computed from, so that only equal work is reused."""
 
 import functools
 import hashlib
 import logging
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,21 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from msm.infra import links
-from msm.infra.atomic import atomic_file, atomic_write_npz
+from msm.infra import links, preemption, sharding
+from msm.infra.atomic import atomic_file, atomic_write_npz, drop_unfinished
+from msm.infra.errors import UserError
+from msm.infra.progress import Progress
 
 SCIENCE = (
     *("losses.py", "sampling.py", "predictor_corrector.py", "sde_lib.py", "datasets.py"),
-    *("modes/reconstruction.py", "modes/sample.py", "evaluation", "models", "operators", "solvers"),
+    *("modes/evaluate.py", "modes/sample.py", "evaluation", "models", "operators", "solvers"),
 )
 # Sections of the config that decide no result of a given network: how it was trained, what else is drawn from it, and
 # what the store's manifest says. Of `eval` and `tune` some settings do: who asks adds them.
 _OF_NO_RESULT = ("data", "optim", "training", "sampling", "eval", "tune")
+_OF_NO_DATA = ("notes", "licences", "versions")  # in a store's manifest
+
+Arrays = Mapping[str, np.ndarray]
 
 
 def checksum(params: Any) -> int:
@@ -52,6 +58,74 @@ def settings_of(config: ConfigDict) -> dict[str, dict[str, Any]]:
         for name, section in sections
         if isinstance(section, ConfigDict) and name not in _OF_NO_RESULT
     }
+
+
+def stamp(
+    config: ConfigDict, params: Any, info: Mapping[str, Any], sections: Iterable[str] | None = None, **own: Any
+) -> str:
+    """What a result depends on: two of equal stamps are the same.
+
+    Args:
+      config: of the experiment.
+      params: of the network, or None.
+      info: the manifest of the data.
+      sections: of the config that the result depends on; None for all of `settings_of`.
+      own: what else it depends on.
+    """
+    settings = settings_of(config)
+    told = {name: settings[name] for name in (settings if sections is None else sections)}
+    data = {name: value for name, value in info.items() if name not in _OF_NO_DATA}
+    return repr((config.seed, told, own, checksum(params), code_checksum(), data))
+
+
+@dataclass(frozen=True)
+class Round:
+    """One file of finished work: `number` of the run, computed from what `stamp` says."""
+
+    number: int
+    path: Path
+    stamp: str
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What the file holds. Raises UserError where it is not what was written."""
+        found = read(self.path, self.stamp)
+        if found is None:
+            raise UserError(f"{self.path} was changed while the run went on: start the same command again")
+        return found
+
+
+def run_rounds(folder: Path, stamps: Sequence[str], compute: Callable[[int], Arrays], name: str) -> list[Round]:
+    """Computes the rounds that `folder` does not have yet and deletes those beyond; all processes call it together.
+
+    Args:
+      folder: of the results; process 0 alone reads and writes it.
+      stamps: of the rounds 0, 1, ...
+      compute: computes the arrays of a round, on all processes.
+      name: of the work, for the progress line.
+
+    Returns:
+      All rounds. Raises Stopped after SIGTERM or SIGINT, with the round finished.
+    """
+    first = jax.process_index() == 0
+    if first:
+        drop_unfinished(folder)
+    planned = [Round(number, path_of(folder, number), stamp) for number, stamp in enumerate(stamps)]
+    missing = np.array([first and read(this.path, this.stamp) is None for this in planned], np.int32)
+    missing = np.flatnonzero(sharding.from_first(missing))  # the others may not see the folder of process 0
+    done = len(planned) - len(missing)
+    if done:
+        logging.info("%d of %d rounds are there already", done, len(planned))
+    with preemption.watch() as notice, Progress(len(planned), done, name, unit="round") as progress:
+        for count, number in enumerate(missing, start=1):
+            arrays = compute(int(number))
+            if first:
+                write(planned[number].path, planned[number].stamp, arrays)
+            progress.update(done + count)
+            if notice.reached(count) and count < len(missing):
+                notice.stop(f"{done + count} of {len(planned)} rounds")
+    if first:
+        drop_beyond(folder, len(planned))
+    return planned
 
 
 def path_of(folder: Path, index: int) -> Path:

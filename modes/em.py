@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from msm import datasets
 from msm.configs.rules import stored
 from msm.evaluation import held_out
+from msm.experiment import build
 from msm.infra import checkpoints, preemption, processes, sharding, writers
 from msm.infra.atomic import atomic_write_json
 from msm.infra.errors import UserError
@@ -29,6 +30,7 @@ from msm.losses import get_loss_fn
 from msm.models.denoiser import get_denoise_fn
 from msm.models.init import init_params
 from msm.modes import completion
+from msm.modes.train import order_of
 from msm.operators.measurement import Measurement
 from msm.operators.whole_image import WholeImage
 from msm.optimizer import Layout, TrainState, get_optimizer, get_step_fn, init_state
@@ -60,13 +62,10 @@ def train(config: ConfigDict, folder: str) -> None:
     Writes what every training writes and em/rounds.json: of each round the held-out error, and which is the best.
     Raises UserError before anything is written, and Stopped after SIGTERM or SIGINT with all saved.
     """
-    from msm import run_lib  # which calls this
-
     with processes.together():
         config = completion.on_acquisitions(config)
-        experiment = run_lib.build(config)
-        info = datasets.dataset_info(config)
-        order = {"seed": config.seed, "store": {**info["settings"], "examples": info["counts"]["train"]}}
+        experiment = build(config)
+        info, order = datasets.dataset_info(config), order_of(config)
         judge = Judge(experiment)
         if config.em.checkpoint:
             stored.check_checkpoint_config(config.em.checkpoint, config)

@@ -1,6 +1,5 @@
 """Reconstruction of one raw scan without a store: preparation, rounds of batches, the report."""
 
-import dataclasses
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,21 +7,20 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from msm import run_lib
 from msm.builders.raw import RawVolume
 from msm.builders.scans.scan import Options, Scan, prepare_scan
 from msm.builders.scans.subjects import SUFFIXES
 from msm.configs.rules import check as config_check
 from msm.configs.rules import stored
 from msm.evaluation.metrics import get_metrics
-from msm.infra import preemption, rounds, sharding, workdir
+from msm.experiment import Experiment
+from msm.infra import workdir
 from msm.infra.errors import UserError
-from msm.infra.progress import Progress
 from msm.models.levels import attention_at
-from msm.modes import reconstruction
+from msm.modes import evaluate as evaluation
+from msm.modes import opening
 from msm.operators.measurement import PADDING_ID, EvalExample, Measurement
 from msm.operators.shape import Size, as_setting, image_size, rows_and_columns
-from msm.operators.tasks import get_task
 from msm.reports.placement import placement_of
 from msm.reports.volumes import Volume
 from msm.solvers import get_solver
@@ -87,44 +85,20 @@ def reconstruct(config: ConfigDict, raw: RawVolume, options: Options, name: str,
     config.data.num_coils = min(raw.kspace.shape[1], options.coils or raw.kspace.shape[1])
     config.task.name = "acquired"
     config_check.check(config)
-    measures, absent = get_metrics(config)
-    run_lib.check_folders(config, folder, "reconstruct")
+    opening.check_folders(config, folder, "reconstruct")
     source = _source(raw, name)
     recorded = workdir.recorded_data(folder, "reconstruct")
     if recorded not in ({}, source):
         raise UserError(f"{folder} holds the results of another raw file, {recorded['scan']}: choose another --out")
     scan = prepare_scan(raw, options)
-    experiment = run_lib.build(config)
-    task = get_task(config, experiment.transform)
-    experiment = dataclasses.replace(experiment, operator=task.operator)
-    solvers = {solver: get_solver(config, experiment, solver) for solver in config.eval.solvers}
-    params, origin = run_lib.load_params(experiment, folder)
-    info = {
-        "scan": name,
-        "settings": {"noise_std": scan.facts["noise_std"]},
-        "acceleration": {"effective": round(1 / scan.facts["kept"], 2)},
-        "volumes": {name: {key: scan.facts[key] for key in ("aspect", "pixel_mm") if key in scan.facts}},
-        "notes": [f"{name}: {'; '.join(scan.facts['steps'])}; noise from the {scan.facts['noise_from']}."],
-        "content": hashlib.sha256(scan.y.tobytes() + scan.maps.tobytes()).hexdigest(),
-    }
+    planned = _plan(config, scan, name)
+    params, origin = opening.load_params(planned.experiment, folder)
     with stored.open_workdir(folder, config, "reconstruct", source) as run:
-        run_lib.setup_logging(run, origin)
-        runners = {n: sharding.data_parallel_solve(s.solve, experiment.mesh) for n, s in solvers.items()}
-        stamp, done, compiled = reconstruction.stamp_of(config, solvers, params, info), [], {}
-        examples = list(batches(scan, name, config.eval.batch_size))
-        with preemption.watch() as notice, Progress(len(examples), 0, "slices", unit="round") as progress:
-            for index, example in enumerate(examples):
-                path = rounds.path_of(run.path(config.eval.folder), index)
-                arrays = rounds.read(path, stamp)
-                if arrays is None:
-                    arrays = reconstruction.solve_round(experiment, solvers, runners, compiled, params, example)
-                    rounds.write(path, stamp, arrays)
-                done.append(arrays)
-                progress.update(index + 1)
-                if notice.reached(index) and index + 1 < len(examples):
-                    notice.stop(f"round {index + 1} of {len(examples)}")
-        rounds.drop_beyond(run.path(config.eval.folder), len(examples))
-        reconstruction.write_report(config, run, done, solvers, task, info, origin, command, measures, absent)
+        opening.setup_logging(run, origin)
+        where = run.path(config.eval.folder)
+        finished = evaluation.solve(planned, params, where)
+        done = [this.arrays() for this in finished]
+        evaluation.write_report(planned, done, where, origin, command)
     chosen, scale = config.eval.solvers[-1], scan.facts["scale"]
     real = np.concatenate([arrays["example_id"] for arrays in done]) != PADDING_ID
 
@@ -137,6 +111,23 @@ def reconstruct(config: ConfigDict, raw: RawVolume, options: Options, name: str,
     return Volume(
         name, joined("mean"), std, pixel_mm, raw.header, scan.facts["slices"], scan.facts["aspect"], placement
     )
+
+
+def _plan(config: ConfigDict, scan: Scan, name: str) -> evaluation.Plan:
+    """The evaluation of every slice of a prepared scan."""
+    experiment = Experiment.for_task(config)
+    solvers = {solver: get_solver(config, experiment, solver) for solver in config.eval.solvers}
+    measures, absent = get_metrics(config)
+    info = {
+        "scan": name,
+        "settings": {"noise_std": scan.facts["noise_std"]},
+        "acceleration": {"effective": round(1 / scan.facts["kept"], 2)},
+        "volumes": {name: {key: scan.facts[key] for key in ("aspect", "pixel_mm") if key in scan.facts}},
+        "notes": [f"{name}: {'; '.join(scan.facts['steps'])}; noise from the {scan.facts['noise_from']}."],
+        "content": hashlib.sha256(scan.y.tobytes() + scan.maps.tobytes()).hexdigest(),
+    }
+    examples = list(batches(scan, name, config.eval.batch_size))
+    return evaluation.Plan(experiment, solvers, measures, absent, examples, info)
 
 
 def _source(raw: RawVolume, name: str) -> dict[str, str]:

@@ -12,16 +12,19 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from msm import datasets
 from msm.configs.rules.settings import DRAWING  # what drawn images depend on; the rest of config.sampling says how many
 from msm.evaluation import distances as frechet
 from msm.evaluation import features, memorisation
 from msm.evaluation.extractor import get_extractor, load_digest, load_features
-from msm.infra import preemption, rounds, sharding
+from msm.experiment import Experiment
+from msm.infra import sharding
 from msm.infra.atomic import atomic_write_bytes
 from msm.infra.errors import UserError
 from msm.infra.progress import Progress
+from msm.infra.rounds import Round, join, run_rounds, stamp
 from msm.operators.measurement import PADDING_ID, Measurement
 from msm.operators.shape import image_size, told
 from msm.operators.transform import get_transform
@@ -89,44 +92,26 @@ def get_judge(config) -> Judge:
     return Judge(extract, drawn, digest, reference, held_out, others[0] if others else None)
 
 
-@dataclass(frozen=True)
-class Round:
-    """One file of drawn images: those with the numbers start ... stop - 1."""
-
-    path: Path
-    stamp: str
-    start: int
-    stop: int
-
-    def read(self) -> dict[str, np.ndarray] | None:
-        return rounds.read(self.path, self.stamp)
-
-
-def plan(config, folder: Path, told: Any) -> list[Round]:
-    """The rounds of a run; `told` is what the images depend on besides their numbers."""
+def spans_of(config: ConfigDict) -> list[tuple[int, int]]:
+    """(start, stop) of the numbers of the images of each round."""
     total, size = config.sampling.num_images, config.sampling.batch_size
-    spans = [(start, min(start + size, total)) for start in range(0, total, size)]
-    return [Round(rounds.path_of(folder, i), repr((told, span)), *span) for i, span in enumerate(spans)]
+    return [(start, min(start + size, total)) for start in range(0, total, size)]
 
 
-def _told(experiment, params, acquisition_count: int) -> tuple:
-    config = experiment.config
-    sections = {name: config[name].to_dict() for name in ("denoiser", "schedule", "transform", "model", "masks")}
+def stamps_of(config: ConfigDict, params: Any, acquisition_count: int) -> list[str]:
+    """What the images of each round depend on."""
     sampler = {name: config.sampling[name] for name in DRAWING}
-    info = {k: v for k, v in datasets.dataset_info(config).items() if k not in ("notes", "licences", "versions")}
-    return (
-        config.seed,
-        sampler,
-        sections,
-        rounds.checksum(params),
-        rounds.code_checksum(),
-        config.data.acquisition,
-        acquisition_count,
-        info,
-    )
+    info = datasets.dataset_info(config)
+    return [
+        stamp(
+            config, params, info, ("denoiser", "schedule", "transform", "model", "masks"), sampler=sampler,
+            acquisition=config.data.acquisition, acquisition_count=acquisition_count, span=span,
+        )
+        for span in spans_of(config)
+    ]  # fmt: skip
 
 
-def get_draw_fn(experiment) -> SolveFn:
+def get_draw_fn(experiment: Experiment) -> SolveFn:
     """Returns draw(key, params, measurement, hyper) -> (1,B,...): images numbered by example_id, seen with its coils.
 
     It has a solver's arguments so that devices share it alike; of the measurement only shapes, ids and maps count.
@@ -141,55 +126,36 @@ def get_draw_fn(experiment) -> SolveFn:
     return draw_batch
 
 
-def draw(experiment, params, acquisitions, folder: Path) -> list[Round]:
+def draw(experiment: Experiment, params: Any, acquisitions, folder: Path) -> list[Round]:
     """Draws every round that is not there yet; image n is seen with the coils of training acquisition n modulo theirs.
 
     A round's file holds 'images' (N,...), 'example_id' (N,) their numbers and 'acquisition_id' (N,) whose coils.
     """
     config = experiment.config
-    planned = plan(config, folder, _told(experiment, params, len(acquisitions)))
-    first = jax.process_index() == 0
-    missing = np.array([first and found.read() is None for found in planned], np.int32)
-    missing = np.flatnonzero(sharding.from_first(missing))  # the others may not see the folder of process 0
     runner = sharding.data_parallel_solve(get_draw_fn(experiment), experiment.mesh)
     key = sharding.replicate(jax.random.key(config.seed), experiment.mesh)
-    size = config.sampling.batch_size
-    if len(missing) < len(planned):
-        logging.info("%d of %d rounds of images are there already", len(planned) - len(missing), len(planned))
-    with preemption.watch() as notice, Progress(len(missing), 0, "sample", unit="round") as progress:
-        for count, index in enumerate(missing, start=1):
-            this = planned[index]
-            ids = np.arange(this.start, this.start + size)  # the last round is drawn whole, and cut
-            mine = sharding.local_share(ids)
-            batch = acquisitions.batch(mine % len(acquisitions)).replace(example_id=mine.astype(np.int32))
-            images = runner(key, params, sharding.shard_batch(batch, experiment.mesh), {})
-            images = sharding.gather_rows(sharding.local_rows(images, axis=1)[0])
-            coils = acquisitions.ids[ids % len(acquisitions)]
-            arrays = {"images": images, "example_id": ids.astype(np.int32), "acquisition_id": coils}
-            if first:
-                kept = {name: value[: this.stop - this.start] for name, value in arrays.items()}
-                rounds.write(this.path, this.stamp, kept)
-            progress.update(count)
-            if notice.reached(count) and count < len(missing):
-                notice.stop(f"{count} of {len(missing)} missing rounds of images")
-    if first:
-        rounds.drop_beyond(folder, len(planned))
-    return planned
+    spans, size = spans_of(config), config.sampling.batch_size
+
+    def compute(number: int) -> dict[str, np.ndarray]:
+        start, stop = spans[number]
+        ids = np.arange(start, start + size)  # the last round is drawn whole, and cut
+        mine = sharding.local_share(ids)
+        batch = acquisitions.batch(mine % len(acquisitions)).replace(example_id=mine.astype(np.int32))
+        images = runner(key, params, sharding.shard_batch(batch, experiment.mesh), {})
+        images = sharding.gather_rows(sharding.local_rows(images, axis=1)[0])
+        coils = acquisitions.ids[ids % len(acquisitions)]
+        arrays = {"images": images, "example_id": ids.astype(np.int32), "acquisition_id": coils}
+        return {name: value[: stop - start] for name, value in arrays.items()}
+
+    return run_rounds(folder, stamps_of(config, params, len(acquisitions)), compute, "sample")
 
 
-def read(planned: list[Round]) -> Iterator[dict[str, np.ndarray]]:
-    """Yields the rounds' arrays, one at a time. Raises UserError where one is gone meanwhile."""
-    for this in planned:
-        arrays = this.read()
-        if arrays is None:
-            raise UserError(f"{this.path} was changed while images were drawn: start the same command again")
-        yield arrays
-
-
-def report(experiment, acquisitions, judge: Judge, planned: list[Round], folder: Path, origin, command: str) -> dict:
+def report(
+    experiment: Experiment, acquisitions, judge: Judge, planned: list[Round], folder: Path, origin, command: str
+) -> dict:
     """Joins the rounds, judges the images and writes everything; returns the summary (empty but on process 0).
 
-    `origin`: of the parameters, see `run_lib.load_params`.
+    `origin`: of the parameters, see `opening.load_params`.
     """
     config = experiment.config
     first = jax.process_index() == 0
@@ -224,19 +190,18 @@ def _pass_over(config, judge: Judge, planned: list[Round], folder: Path, step: i
     first, found = [], []
 
     def parts() -> Iterator[np.ndarray]:
-        for arrays in read(planned):
+        for this in planned:
+            arrays = this.arrays()
             images = arrays["images"]
             first.append(images[: max(0, wanted - int(arrays["example_id"][0]))])
             if judge.drawn is None:
                 found.append(judge.extract(images))
             yield images
 
-    head = planned[0].read()
-    if head is None:
-        raise UserError(f"{planned[0].path} was changed while images were drawn: start the same command again")
+    head = planned[0].arrays()
     shape = (settings.num_images, *head["images"].shape[1:])
     small = {"step": np.array(step), "seed": np.array(config.seed)}
-    digest = rounds.join(folder / "images.npz", "images", parts(), shape, head["images"].dtype, **small)
+    digest = join(folder / "images.npz", "images", parts(), shape, head["images"].dtype, **small)
     if judge.drawn is not None and digest != judge.digest:
         raise UserError(
             f"sampling.features {settings.features!r} is of other images: compute it again of {folder / 'images.npz'}, "
@@ -269,7 +234,9 @@ def _distances(judge: Judge, drawn: np.ndarray, batch: int) -> dict[str, Any]:
     return found
 
 
-def _check_copies(experiment, acquisitions, judge: Judge, start: np.ndarray) -> tuple[list[dict], np.ndarray | None]:
+def _check_copies(
+    experiment: Experiment, acquisitions, judge: Judge, start: np.ndarray
+) -> tuple[list[dict], np.ndarray | None]:
     """Distances of drawn and held-out images to every training acquisition: rows, and pictures of the nearest pairs.
 
     All processes and devices share the acquisitions; only process 0 needs to have the images, reads those held out, and
@@ -303,7 +270,7 @@ def _check_copies(experiment, acquisitions, judge: Judge, start: np.ndarray) -> 
     return rows, np.stack([images[shown], zero_filled])
 
 
-def _nearest(experiment, acquisitions, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _nearest(experiment: Experiment, acquisitions, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The two nearest training acquisitions of each image: distances (K,2) and ids (K,2)."""
     config, mesh = experiment.config, experiment.mesh
     distances = memorisation.get_distance_fn(config, experiment.transform)

@@ -1,7 +1,6 @@
-"""Tuning as a study: its finished trials in an SQLite file, what to try next, and the results in the workdir.
+"""Tuning: trials of hyper-parameters on examples that do not change, and what they found, in the workdir.
 
-Nothing of an interrupted trial is stored: it is done again. What trial n tries depends on the seed, n and the earlier
-trials alone, so a study that was stopped goes on as if it had not been. Process 0 owns the file; the others are told.
+Process 0 owns the file of the study; the others are told what to try.
 """
 
 import logging
@@ -13,125 +12,65 @@ from typing import Any
 
 import jax
 import numpy as np
-import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.study import StudyDirection
-from optuna.trial import TrialState
+from ml_collections import ConfigDict
 
+from msm import datasets
 from msm.evaluation.calibration import COVERAGE_NAMES, coverage
-from msm.evaluation.held_out import Judged, Objective
-from msm.infra import preemption, rounds, sharding, study_file, workdir
-from msm.infra.atomic import atomic_write_bytes
+from msm.evaluation.held_out import Judged, Objective, get_objective
+from msm.experiment import Experiment
+from msm.infra import preemption, rounds, sharding, workdir
+from msm.infra.atomic import atomic_write_bytes, drop_unfinished
 from msm.infra.errors import UserError
 from msm.infra.progress import Progress
 from msm.modes import tuned
+from msm.modes.study import SAMPLER, Study, best_of
 from msm.reports import figures, tuning_figures
 from msm.reports.evaluation_page import write_metrics_csv
+from msm.solvers import get_solver
 from msm.solvers.registry import Range, Solver, temper
-
-SAMPLER = "tree-structured Parzen estimator (Optuna), after the defaults and 9 random trials"
-RANDOM_TRIALS = 10  # the defaults' included: before them the estimator has nothing to go by
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A finished trial; `value` is None if it failed, that is if it gave a number that is not finite."""
+class Plan:
+    """What a search looks for, and on what.
 
-    number: int
-    hyper: Mapping[str, float]
-    value: float | None
-
-
-class Study:
-    """The finished trials of one search, in a file that may hold other searches too.
-
-    Args:
-      path: of the SQLite file, made if missing.
-      name: of the search: equal names continue each other.
-      search: what is searched.
-      defaults: the hyper-parameters of the first trial, moved into their ranges.
-      seed: of the suggestions.
-      minimise: whether small values are good.
-
-    Raises UserError if the file is empty, damaged or cannot be written.
+    Attributes:
+      experiment: of the task, with tune.num_samples as eval.num_samples.
+      solver: whose hyper-parameters are searched.
+      objective: by which they are judged.
+      search: where to look for each.
+      batches: this process's share of the examples.
+      info: the manifest of the data.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        name: str,
-        search: Mapping[str, Range],
-        defaults: Mapping[str, float],
-        seed: int,
-        minimise: bool,
-    ):
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._path = path
-        self._first = {key: found.nearest(defaults[key]) for key, found in search.items()}
-        self._space: dict[str, BaseDistribution] = {
-            key: FloatDistribution(r.low, r.high, log=r.log) for key, r in search.items()
-        }
-        self._seed, self._direction = seed, StudyDirection.MINIMIZE if minimise else StudyDirection.MAXIMIZE
-        self._storage = study_file.open_storage(path)
-        with study_file.writing(path):
-            self._study = optuna.create_study(
-                storage=self._storage, study_name=name, direction=self._direction, load_if_exists=True
-            )
+    experiment: Experiment
+    solver: Solver
+    objective: Objective
+    search: Mapping[str, Range]
+    batches: Sequence[Judged]
+    info: Mapping[str, Any]
 
-    def __enter__(self) -> "Study":
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        study_file.close(self._storage)
-
-    @property
-    def importance(self) -> dict[str, float]:
-        """Share of each hyper-parameter in what tells the best tenth of the trials from the others; shares sum to 1.
-
-        By functional ANOVA of the Parzen estimates (Watanabe, Bansal and Hutter 2023). Empty where there is but one
-        hyper-parameter, or before there are `RANDOM_TRIALS` that did not fail.
-        """
-        if len(self._space) < 2 or sum(trial.value is not None for trial in self.trials) < RANDOM_TRIALS:
-            return {}
-        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-        found = optuna.importance.get_param_importances(self._study, evaluator=evaluator)
-        return {name: float(found[name]) for name in self._space}
-
-    @property
-    def trials(self) -> list[Trial]:
-        """The finished trials in order."""
-        return [Trial(t.number, t.params, t.value) for t in self._study.get_trials(deepcopy=False)]
-
-    def suggest(self) -> dict[str, float]:
-        """What the next trial tries."""
-        past = self._study.get_trials(deepcopy=False)
-        if not past:
-            return dict(self._first)
-        seed = int(np.random.SeedSequence((self._seed, len(past))).generate_state(1)[0])
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_TRIALS)
-        asked = optuna.create_study(direction=self._direction, sampler=sampler)  # in memory: nothing unfinished on disk
-        asked.add_trials(past)
-        return asked.ask(self._space).params
-
-    def record(self, hyper: Mapping[str, float], value: float) -> None:
-        """Stores a trial; a value that is not finite makes it a failed one, which the search does not learn from.
-
-        Raises UserError if it cannot be written.
-        """
-        finite = bool(np.isfinite(value))
-        state = TrialState.COMPLETE if finite else TrialState.FAIL
-        trial = optuna.trial.create_trial(
-            state=state, params=dict(hyper), distributions=self._space, value=value if finite else None
+def plan(config: ConfigDict) -> Plan:
+    """The search of `config.tune`. Raises UserError for what is missing, does not fit or leaves nothing to search."""
+    config = config.copy_and_resolve_references()
+    settings, config.eval.num_samples = config.tune, config.tune.num_samples
+    info = datasets.dataset_info(config, config.eval.acquisition)
+    experiment = Experiment.for_task(config)
+    solver = get_solver(config, experiment, settings.solver)
+    objective = get_objective(config, experiment.operator)
+    search = solver.spread if objective.of_spread else solver.search
+    if config.eval.tuned:  # perhaps the very file that this search writes: what is searched begins as configured
+        found = tuned.apply(config.eval.tuned, {settings.solver: solver})[settings.solver]
+        solver = replace(found, hyper={**found.hyper, **{name: solver.hyper[name] for name in search}})
+    if not search:
+        raise UserError(
+            f"tune.solver is {settings.solver!r}: it declares no hyper-parameter to search by tune.objective "
+            f"{settings.objective!r}; choose another"
         )
-        with study_file.writing(self._path):
-            self._study.add_trial(trial)
-
-
-def best_of(trials: Iterable[Trial], minimise: bool) -> Trial | None:
-    """The best finished trial, of equal ones the first; None if all failed."""
-    sign = 1 if minimise else -1
-    finite = [(sign * trial.value, trial.number, trial) for trial in trials if trial.value is not None]
-    return min(finite)[2] if finite else None
+    read = datasets.eval_batches if objective.needs_references else datasets.measurement_batches
+    batches = [objective.judge(b) for b in read(config, settings.split, settings.batch_size, settings.max_examples)]
+    return Plan(experiment, solver, objective, search, batches, info)
 
 
 def name_of(config, solver: Solver, params: Any, info: Mapping[str, Any]) -> str:
@@ -142,28 +81,59 @@ def name_of(config, solver: Solver, params: Any, info: Mapping[str, Any]) -> str
       params: of the network, or None.
       info: the store's manifest.
     """
-    sections = {**rounds.settings_of(config), "tune": config.tune.to_dict()}
+    settings = config.tune.to_dict()
     for name in ("trials", "batch_size", "folder"):
-        sections["tune"].pop(name)
-    data = {name: value for name, value in info.items() if name not in ("notes", "licences", "versions")}
-    told = (config.seed, config.eval.acquisition, sections, dict(solver.hyper), dict(solver.search))
-    stamp = repr((*told, rounds.checksum(params), rounds.code_checksum(), data))
+        settings.pop(name)
+    told = {"acquisition": config.eval.acquisition, "hyper": dict(solver.hyper), "search": dict(solver.search)}
+    stamp = rounds.stamp(config, params, info, tune=settings, **told)
     return f"{config.tune.solver} {config.tune.objective} {zlib.crc32(stamp.encode()):08x}"
 
 
-def count_together(batches: Iterable[Judged]) -> list[Judged]:
-    """Returns batches of this process's examples with `counts` and `floor` of the examples of all processes."""
-    return [
+def count_together(planned: Plan) -> Plan:
+    """The plan, whose batches know `counts` and `floor` of the examples of all processes."""
+    batches = [
         replace(
             batch,
             counts=sharding.gather_rows(batch.counts),
             floor=None if batch.floor is None else sharding.gather_rows(batch.floor),
         )
-        for batch in batches
+        for batch in planned.batches
     ]
+    return replace(planned, batches=batches)
 
 
-def get_solve_fn(experiment, solver: Solver, params, batches: Sequence[Judged]) -> Callable[[Mapping], Iterator]:
+def require_hidden(planned: Plan) -> None:
+    """Raises UserError where no example of all processes has anything to judge by; after `count_together`."""
+    config = planned.experiment.config
+    if not any(batch.counts.any() for batch in planned.batches):
+        raise UserError(f"{config.data.dir}, {config.tune.split!r} has nothing to hide: choose another tune.split")
+
+
+def search(planned: Plan, params: Any, folder: Path, origin: Mapping[str, Any], command: str) -> dict[str, Any]:
+    """Does the trials that are missing and writes the results into `folder`; see `run_lib.tune`."""
+    config, solver, objective = planned.experiment.config, planned.solver, planned.objective
+    names, settings = list(planned.search), planned.experiment.config.tune
+    solve = get_solve_fn(planned.experiment, solver, params, planned.batches)
+
+    def evaluate_trial(hyper: Mapping[str, float]) -> float:
+        return score_of(solve(hyper))
+
+    if jax.process_index() != 0:
+        run(None, names, evaluate_trial, settings.trials)
+        if objective.of_spread:
+            levels_of(solve, names, None, 2)
+        return {}
+    drop_unfinished(folder)
+    name = name_of(config, solver, params, planned.info)
+    path = folder / "study.db"
+    with Study(path, name, planned.search, solver.hyper, config.seed, objective.minimise) as trials:
+        run(trials, names, evaluate_trial, settings.trials)
+        return write(planned, trials, solve, folder, {**origin, "command": command})
+
+
+def get_solve_fn(
+    experiment: Experiment, solver: Solver, params, batches: Sequence[Judged]
+) -> Callable[[Mapping], Iterator]:
     """Returns solve(hyper) -> for each batch, it and its samples (K,B,...); compiles once, at its first call.
 
     Every trial sees the same examples, masks and noise: keys depend on config.seed and the examples alone. What only
@@ -252,10 +222,7 @@ def _text(hyper: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in hyper.items())
 
 
-def write(
-    experiment, solver: Solver, objective: Objective, batches: Sequence[Judged], study: Study,
-    solve: Callable, folder: Path, facts: Mapping[str, Any],
-) -> dict[str, Any]:  # fmt: skip
+def write(planned: Plan, study: Study, solve: Callable, folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Writes trials.csv, history.png, slices.png and the solver's entry of best.json; returns that entry.
 
     For an objective of the samples' spread also reliability.png, of the hidden entries before and after.
@@ -266,7 +233,8 @@ def write(
 
     Raises UserError if all trials failed.
     """
-    config, settings = experiment.config, experiment.config.tune
+    solver, objective, batches = planned.solver, planned.objective, planned.batches
+    config, settings, search = planned.experiment.config, planned.experiment.config.tune, planned.search
     trials, importance = study.trials, study.importance
     rows = [{"trial": t.number, "value": "failed" if t.value is None else t.value, **t.hyper} for t in trials]
     write_metrics_csv(folder / "trials.csv", rows)
@@ -276,7 +244,6 @@ def write(
     floors = [batch.floor[batch.counts] for batch in batches if batch.floor is not None]
     floor = float(np.mean(np.concatenate(floors))) if floors else None
     atomic_write_bytes(folder / "history.png", tuning_figures.tuning_history(trials, best, settings.objective, floor))
-    search = solver.spread if objective.of_spread else solver.search
     atomic_write_bytes(
         folder / "slices.png", tuning_figures.tuning_slices(trials, best, settings.objective, search, importance)
     )

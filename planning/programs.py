@@ -10,13 +10,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from msm import run_lib
+from msm.experiment import Experiment, build
 from msm.infra import sharding
 from msm.infra.registry import Registry
 from msm.losses import get_loss_fn
 from msm.modes import sample as generation
 from msm.operators.measurement import Measurement
-from msm.operators.tasks import get_task, simulate
+from msm.operators.tasks import simulate
 from msm.optimizer import Layout, get_optimizer, get_step_fn, init_state
 from msm.predictor_corrector import PCSettings, network_calls
 from msm.solvers import get_solver
@@ -46,7 +46,7 @@ def lower(name: str, config: ConfigDict, devices: list[Any], per_device_batch: i
 @PROGRAMS.register("train")
 def lower_train(config: ConfigDict, devices: list[Any], per_device_batch: int) -> Program:
     """The step of `run_lib.train`: loss, gradients and their mean over all devices, optimiser, average."""
-    experiment = run_lib.build(config, sharding.get_mesh(devices))
+    experiment = build(config, sharding.get_mesh(devices))
     optimizer = get_optimizer(config)
     loss_fn = get_loss_fn(config, experiment.schedule, experiment.transform, experiment.masks, experiment.denoise)
     params = experiment.template_params()
@@ -59,9 +59,8 @@ def lower_train(config: ConfigDict, devices: list[Any], per_device_batch: int) -
 @PROGRAMS.register("solve")
 def lower_solve(config: ConfigDict, devices: list[Any], per_device_batch: int) -> Program:
     """A round of `run_lib.evaluate` with msm, or the last of `eval.solvers`, on the measurements of `config.task`."""
-    experiment = run_lib.build(config, sharding.get_mesh(devices))
-    task = get_task(config, experiment.transform)
-    experiment = dataclasses.replace(experiment, operator=task.operator)
+    experiment = Experiment.for_task(config, sharding.get_mesh(devices))
+    task = experiment.task
     name = "msm" if "msm" in config.eval.solvers else config.eval.solvers[-1]
     solver = get_solver(config, experiment, name)
     measurement = _acquisitions(experiment, per_device_batch)
@@ -80,7 +79,7 @@ def lower_solve(config: ConfigDict, devices: list[Any], per_device_batch: int) -
 @PROGRAMS.register("sample")
 def lower_sample(config: ConfigDict, devices: list[Any], per_device_batch: int) -> Program:
     """A round of `run_lib.sample`: unconditional images."""
-    experiment = run_lib.build(config, sharding.get_mesh(devices))
+    experiment = build(config, sharding.get_mesh(devices))
     draw = sharding.data_parallel_solve(generation.get_draw_fn(experiment), experiment.mesh)
     measurement = _acquisitions(experiment, per_device_batch)
     lowered = draw.lower(_key(experiment), experiment.template_params(), measurement, {})

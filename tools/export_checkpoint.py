@@ -8,9 +8,9 @@ import os
 from absl import flags, logging
 from ml_collections import config_flags
 
-from msm import run_lib
 from msm.configs.rules import check as config_check
 from msm.configs.rules import known_settings, stored
+from msm.experiment import build
 from msm.infra import checkpoints, command_line
 from msm.infra.atomic import atomic_write_json
 
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     config_check.check(FLAGS.config)
     stored.check_checkpoint_config(FLAGS.workdir, FLAGS.config)
-    template = run_lib.build(FLAGS.config).template_params()
+    template = build(FLAGS.config).template_params()
     params, step = checkpoints.load_ema_params(FLAGS.workdir, template, FLAGS.step)
     path = checkpoints.export_params(FLAGS.out, params, step, {"step": step})
     atomic_write_json(os.path.join(FLAGS.out, "config.json"), FLAGS.config.to_dict())

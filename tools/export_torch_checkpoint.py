@@ -11,11 +11,11 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from msm import run_lib
 from msm.configs.rules import check as config_check
 from msm.configs.rules import known_settings, stored
 from msm.exchange.torch_files import write_state_dict
 from msm.exchange.torch_import import params_to_state_dict
+from msm.experiment import build
 from msm.infra import checkpoints, command_line
 from msm.infra.errors import UserError
 
@@ -39,7 +39,7 @@ def export_checkpoint(config: ConfigDict, folder: Path, out: Path, step: int | N
         network = f"model.name {config.model.name!r} with model.patch_size {config.model.patch_size}"
         raise UserError(f"{network} has no equal in the authors' code, which has adm with patch_size 1 only")
     stored.check_checkpoint_config(folder, config)
-    params, _ = checkpoints.load_ema_params(folder, run_lib.build(config).template_params(), step)
+    params, _ = checkpoints.load_ema_params(folder, build(config).template_params(), step)
     write_state_dict(out, params_to_state_dict(params))
     settings = {name: config[name.split(".")[0]][name.split(".")[1]] for name in THEIRS}
     return [f"{name} {value}" for name, value in settings.items() if value != THEIRS[name]]

@@ -14,11 +14,11 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from msm import run_lib
 from msm.configs.rules import check as config_check
 from msm.configs.rules import known_settings
 from msm.exchange import imported
 from msm.exchange.flax_import import flax_to_params, read_flax_checkpoint
+from msm.experiment import build
 from msm.infra import command_line
 from msm.infra.errors import UserError
 from msm.models.ncsnpp import NCSNpp
@@ -42,7 +42,7 @@ def import_checkpoint(config: ConfigDict, checkpoint: Path, folder: Path, key: s
       UserError: the file cannot be read, does not fit the network, or is not finite; `folder` has checkpoints already.
     """
     arrays, step = read_flax_checkpoint(checkpoint, key)
-    experiment = run_lib.build(config)
+    experiment = build(config)
     if not isinstance(experiment.model, NCSNpp):
         raise UserError(f"model.name is {config.model.name!r}: Flax checkpoints are read for 'ncsnpp' only")
     params = flax_to_params(arrays, experiment.model, experiment.template_params())

@@ -17,12 +17,12 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from msm import run_lib
 from msm.configs.rules import check as config_check
 from msm.configs.rules import known_settings
 from msm.exchange import imported
 from msm.exchange.torch_files import read_state_dict
 from msm.exchange.torch_import import drop_variances, state_dict_to_params
+from msm.experiment import build
 from msm.infra import command_line
 from msm.infra.errors import UserError
 
@@ -51,7 +51,7 @@ def import_checkpoint(
     state_dict = read_state_dict(checkpoint, key)
     if variances:
         state_dict = drop_variances(state_dict)
-    params = state_dict_to_params(state_dict, config.model, run_lib.build(config).template_params())
+    params = state_dict_to_params(state_dict, config.model, build(config).template_params())
     if bad := [name for name, value in state_dict.items() if not np.isfinite(value).all()]:
         raise UserError(f"checkpoint {checkpoint}: {', '.join(bad[:5])} not finite ({len(bad)} arrays): a failed run's")
     if step is None:

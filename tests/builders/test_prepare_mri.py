@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from msm import datasets, run_lib
+from msm import datasets
 from msm.benchmarks.preparation_time import write as write_timed
 from msm.builders.demo.heads import SOURCE
 from msm.builders.demo.simulate import ifft2c
@@ -22,6 +22,7 @@ from msm.builders.scans import subjects as scan_files
 from msm.builders.scans.scan import Options
 from msm.builders.store import prepare_store
 from msm.configs.default import get_config
+from msm.experiment import build
 from msm.losses import get_loss_fn
 from msm.models.init import param_shapes
 from msm.operators.measurement import Measurement
@@ -261,7 +262,7 @@ def test_a_store_with_another_mask_than_lines_holds_entries(tmp_path):
 def loss_shape(config: ConfigDict, batch: Measurement) -> tuple[int, ...]:
     """Shape of the training loss of a batch, by tracing alone."""
     config.model.update(num_channels=8, channel_mult=(1,), attention_resolutions=(), num_heads=1)
-    experiment = run_lib.build(config)
+    experiment = build(config)
     loss = get_loss_fn(config, experiment.schedule, experiment.transform, experiment.masks, experiment.denoise)
     return jax.eval_shape(loss, param_shapes(experiment.model, experiment.image_shape), batch, jax.random.key(0)).shape
 

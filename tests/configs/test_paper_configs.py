@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from msm import run_lib
 from msm.configs import published
 from msm.configs.rules import check as config_check
+from msm.experiment import build
 from msm.infra import sharding
 from msm.losses import get_loss_fn
 from msm.models.init import init_params, param_shapes
@@ -47,7 +47,7 @@ def test_every_variant_passes_the_check(name):
 @pytest.mark.parametrize("name", ["ffhq128_msm_p04", "fastmri256_msm_r4"])
 def test_train_state_of_the_full_network_has_the_published_size(name):
     config = config_of(name)
-    experiment = run_lib.build(config)
+    experiment = build(config)
     shapes = param_shapes(experiment.model, experiment.image_shape)
     state = jax.eval_shape(lambda params: init_state(params, get_optimizer(config)), shapes)
     assert count(state.params) == count(state.ema_params) == PARAMETERS[name]
@@ -67,7 +67,7 @@ def test_train_state_of_the_full_network_has_the_published_size(name):
 def test_loss_of_the_full_size_has_a_value_per_example(name):
     """By shapes alone, of the network, images and coils as published."""
     config = config_of(name)
-    experiment = run_lib.build(config)
+    experiment = build(config)
     height, width, channels = experiment.image_shape
     coils = config.data.num_coils
     shapes = {
@@ -98,7 +98,7 @@ def test_experiments_of_one_kind_share_network_masks_and_optimiser():
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_settings_are_the_published(name):
     config = config_of(name)
-    experiment = run_lib.build(config)
+    experiment = build(config)
     oracle, faces = "oracle" in name, name in FACES
     rate = 1e-5 if faces else 5e-5
     state = get_optimizer(config).init({"w": jnp.ones(())})
@@ -119,7 +119,7 @@ def test_settings_are_the_published(name):
 
 def toy(config) -> Measurement:
     """Two acquisitions of 32x32 pixels, of scans or of random pictures."""
-    masks = run_lib.build(config).masks
+    masks = build(config).masks
     noise_std = 0.1 if config.loss.name == "msm_sure" else 0.0
     scans, _ = acquisition(32, 2, config.data.num_coils or 1, noise_std)
     if config.data.acquisition == "full":
@@ -140,7 +140,7 @@ def toy_step(name: str):
     config.masks.acs_lines = 4
     config.model.update(channel_mult=(1,), num_res_blocks=1, attention_resolutions=())
     config.optim.learning_rate = 0.01
-    experiment = run_lib.build(config)
+    experiment = build(config)
     measurement = toy(config)
     optimizer = get_optimizer(config)
     loss = get_loss_fn(config, experiment.schedule, experiment.transform, experiment.masks, experiment.denoise)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from msm import run_lib
 from msm.configs.rules.check import find_problems
+from msm.experiment import build
 from msm.losses import get_loss_fn
 from msm.models.init import param_shapes
 from msm.operators.ct import ParallelBeam
@@ -64,7 +64,7 @@ def shapes_of(config) -> Measurement:
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_full_size_network_has_the_parameters_told(name):
-    experiment = run_lib.build(config_of(name))
+    experiment = build(config_of(name))
     params = param_shapes(experiment.model, experiment.image_shape)
     assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params)) == PARAMETERS[name]
 
@@ -72,7 +72,7 @@ def test_full_size_network_has_the_parameters_told(name):
 @pytest.mark.parametrize("name", ["brats240_ve", "lidc320_ve"])
 def test_full_size_experiment_trains_and_reconstructs_by_shapes(name):
     config = config_of(name)
-    experiment = run_lib.build(config)
+    experiment = build(config)
     params, size = param_shapes(experiment.model, experiment.image_shape), config.data.image_size
     batch, key = shapes_of(config), jax.random.key(0)
     loss = get_loss_fn(config, experiment.schedule, experiment.transform, experiment.masks, experiment.denoise)

@@ -15,8 +15,8 @@ import pytest
 from skimage.io import imread
 from skimage.metrics import peak_signal_noise_ratio
 
-from msm import run_lib
 from msm.configs.rules.check import find_problems
+from msm.experiment import build
 from msm.losses import get_loss_fn
 from msm.models.init import param_shapes
 from msm.operators.measurement import Measurement
@@ -143,7 +143,7 @@ def test_every_config_builds_and_its_loss_has_a_value_per_example(name):
     """By shapes alone: nothing is compiled."""
     config = importlib.import_module(f"msm.configs.{name}").get_config("smoke")
     assert find_problems(config) == []
-    experiment = run_lib.build(config)
+    experiment = build(config)
     height, width, channels = experiment.image_shape
     coils = config.data.num_coils
     arrays = {

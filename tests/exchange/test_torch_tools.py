@@ -14,6 +14,7 @@ from msm import run_lib
 from msm.configs.rules import stored
 from msm.exchange.torch_files import read_state_dict, write_state_dict
 from msm.exchange.torch_import import params_to_state_dict
+from msm.experiment import build
 from msm.infra import checkpoints
 from msm.models.init import init_params
 from msm.tools.export_torch_checkpoint import export_checkpoint
@@ -40,7 +41,7 @@ def config(tiny_store):
 @pytest.fixture
 def params(config):
     """Parameters of no network that training would start from: also its zero layers hold numbers."""
-    experiment = run_lib.build(config)
+    experiment = build(config)
     rng = np.random.default_rng(0)
     drawn = init_params(experiment.model, 3, experiment.image_shape)
     return jax.tree.map(lambda a: a + 0.01 * rng.normal(size=a.shape).astype(np.float32), drawn)
@@ -53,7 +54,7 @@ def test_an_imported_checkpoint_is_the_published_network(path, tmp_path):
     config = reference_config(network, "identity" if network["in_channels"] == 3 else "multicoil_fourier")
     import_checkpoint(config, path, tmp_path / "run")
     stored.check_checkpoint_config(tmp_path / "run", config)
-    params, step = checkpoints.load_ema_params(tmp_path / "run", run_lib.build(config).template_params())
+    params, step = checkpoints.load_ema_params(tmp_path / "run", build(config).template_params())
     assert step == 0
     jax.tree.map(np.testing.assert_array_equal, params, golden)
 

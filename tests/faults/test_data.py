@@ -12,6 +12,7 @@ import pytest
 from msm import datasets, run_lib
 from msm.builders.demo.heads import BrainAcquisitions, Brains, default_settings
 from msm.builders.store import prepare_store
+from msm.infra import sharding
 from tests.helpers.checkpoint_runs import steps
 from tests.helpers.checks import hashes, message_of
 from tests.helpers.small_runs import quick_compilation, saved_state, small_config
@@ -82,7 +83,7 @@ def test_numbers_that_are_not_finite_are_told(nan_store, tmp_path):
 
 def test_a_file_cut_while_training_leaves_the_checkpoints(store, tmp_path, monkeypatch, tmp_path_factory):
     config, run, path = small_config(store), tmp_path / "run", train_file(store)
-    whole, shard_batch, count = path.read_bytes(), run_lib.sharding.shard_batch, []
+    whole, shard_batch, count = path.read_bytes(), sharding.shard_batch, []
 
     def cut_at_the_second(tree, mesh):
         count.append(1)
@@ -91,7 +92,7 @@ def test_a_file_cut_while_training_leaves_the_checkpoints(store, tmp_path, monke
         return shard_batch(tree, mesh)
 
     monkeypatch.setattr(datasets, "_READ_OPTIONS", grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    monkeypatch.setattr(run_lib.sharding, "shard_batch", cut_at_the_second)
+    monkeypatch.setattr(sharding, "shard_batch", cut_at_the_second)
     with quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
         message = message_of(run_lib.train, config, str(run))
         assert message.startswith(f"{path}: example ") and "cannot be read" in message

@@ -9,12 +9,13 @@ import pytest
 
 from msm import run_lib
 from msm.configs.rules.stored import open_workdir
-from msm.infra import rounds
+from msm.experiment import build
+from msm.infra import rounds, sharding
 from msm.infra.checkpoints import export_params
 from msm.infra.errors import DISK_ERRORS, UserError
 from msm.infra.writers import MetricWriter
 from msm.models.init import init_params
-from msm.modes import tune as study
+from msm.modes import study
 from tests.helpers import tiny_model
 from tests.helpers.checks import hashes, message_of
 from tests.helpers.small_runs import quick_compilation, saved_state, small_config
@@ -55,7 +56,7 @@ def fill(disk: Path) -> Path:
 
 def test_training_on_a_full_disk_stops_and_goes_on_when_there_is_room(tiny_store, disk, monkeypatch, tmp_path_factory):
     config, run = tiny_config(tiny_store), disk / "run"
-    shard_batch, count = run_lib.sharding.shard_batch, []
+    shard_batch, count = sharding.shard_batch, []
 
     def fill_at_the_third(tree, mesh):
         count.append(1)
@@ -63,7 +64,7 @@ def test_training_on_a_full_disk_stops_and_goes_on_when_there_is_room(tiny_store
             fill(disk)
         return shard_batch(tree, mesh)
 
-    monkeypatch.setattr(run_lib.sharding, "shard_batch", fill_at_the_third)
+    monkeypatch.setattr(sharding, "shard_batch", fill_at_the_third)
     with quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
         message = message_of(run_lib.train, config, str(run))
         assert "could not write a checkpoint under" in message or "cannot write to the workdir" in message
@@ -115,7 +116,7 @@ def test_a_disk_that_fills_between_rounds_is_told_and_no_round_lost(tiny_store, 
     call, place, name, result = MODES[mode]
     config, run = tiny_config(tiny_store), disk / "run"
     config.eval.checkpoint = str(tmp_path / "network")
-    experiment = run_lib.build(config)
+    experiment = build(config)
     export_params(tmp_path / "network", init_params(experiment.model, 0, experiment.image_shape), 7, {})
     write, count = getattr(place, name), []
 

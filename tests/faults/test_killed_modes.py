@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from msm import run_lib
+from msm.experiment import build
 from msm.infra.checkpoints import export_params
 from msm.models.init import init_params
 from tests.helpers import tiny_model
@@ -83,7 +83,7 @@ def given(tiny_store, tmp_path_factory) -> dict[str, Path]:
     config = small_config(tiny_store)
     config.update_from_flattened_dict(tiny_model.SETTINGS)
     with quick_compilation(folder / "cache"):
-        experiment = run_lib.build(config)
+        experiment = build(config)
         export_params(folder / "network", init_params(experiment.model, 0, experiment.image_shape), 7, {})
     return {"store": tiny_store, "cache": folder / "cache", "checkpoint": folder / "network"}
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from msm import datasets, run_lib
+from msm import datasets
 from msm.configs.rules.stored import open_workdir
+from msm.experiment import build
 from msm.infra.checkpoints import export_params
 from msm.models.init import init_params
 from tests.helpers.checks import hashes
@@ -321,7 +322,7 @@ def world(tiny_store, tmp_path_factory) -> Path:
     at = tmp_path_factory.mktemp("messages")
     config = small_config(tiny_store)
     config.model.attention_resolutions = (8,)  # as in TOY
-    experiment = run_lib.build(config)
+    experiment = build(config)
     export_params(at / "net", init_params(experiment.model, 0, experiment.image_shape), 7, {})
     info = datasets.dataset_info(config)
     order = {"seed": 0, "store": {**info["settings"], "examples": info["counts"]["train"]}}

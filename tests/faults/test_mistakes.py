@@ -11,6 +11,7 @@ from msm.builders.scans.subjects import read_patterns
 from msm.configs.rules import check as config_check
 from msm.configs.rules.stored import open_workdir
 from msm.evaluation.extractor import load_features
+from msm.experiment import build
 from msm.infra import command_line
 from msm.infra.checkpoints import export_params
 from msm.models.init import init_params
@@ -89,7 +90,7 @@ def test_workdir_of_another_config(config, workdir):
 
 def test_checkpoint_of_another_network(config, tmp_path, workdir):
     """As it comes without its config.json: the shapes tell."""
-    experiment = run_lib.build(config)
+    experiment = build(config)
     export_params(tmp_path / "other", init_params(experiment.model, 0, experiment.image_shape), 7, {})
     config.model.num_channels = 16
     config.eval.checkpoint = str(tmp_path / "other")

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from msm import run_lib
-from msm.infra import preemption
+from msm.experiment import build
+from msm.infra import preemption, sharding
 from msm.infra.checkpoints import export_params
 from msm.infra.errors import Stopped
 from msm.models.init import init_params
-from msm.modes import reconstruction
+from msm.modes import evaluate as evaluation
 from tests.helpers.checkpoint_runs import script, steps
 from tests.helpers.checks import hashes
 from tests.helpers.small_runs import assert_same_run, small_config
@@ -112,7 +113,7 @@ def test_two_processes_stop_after_the_same_step_though_one_alone_is_told():
 def test_training_saves_the_step_it_is_in_and_goes_on_bit_for_bit(config, tmp_path, monkeypatch, caplog):
     config.training.resume_every = config.training.checkpoint_every = 100
     run_lib.train(config, str(tmp_path / "straight"))
-    shard_batch, count = run_lib.sharding.shard_batch, []
+    shard_batch, count = sharding.shard_batch, []
 
     def interrupt_in_the_third(tree, mesh):
         count.append(1)
@@ -120,7 +121,7 @@ def test_training_saves_the_step_it_is_in_and_goes_on_bit_for_bit(config, tmp_pa
             os.kill(os.getpid(), signal.SIGINT)
         return shard_batch(tree, mesh)
 
-    monkeypatch.setattr(run_lib.sharding, "shard_batch", interrupt_in_the_third)
+    monkeypatch.setattr(sharding, "shard_batch", interrupt_in_the_third)
     with pytest.raises(Stopped) as stopped:
         run_lib.train(config, str(tmp_path / "run"))
     assert stopped.value.status == 130
@@ -134,7 +135,7 @@ def test_training_saves_the_step_it_is_in_and_goes_on_bit_for_bit(config, tmp_pa
 @pytest.fixture
 def untrained(config, tmp_path):
     """A config whose evaluation uses the initial parameters and a solver that needs no network."""
-    experiment = run_lib.build(config)
+    experiment = build(config)
     params = init_params(experiment.model, 0, experiment.image_shape)
     export_params(tmp_path / "other", params, 0, {})
     config.eval.checkpoint = str(tmp_path / "other")
@@ -143,16 +144,16 @@ def untrained(config, tmp_path):
 
 
 def test_evaluation_stops_between_rounds(untrained, tmp_path, monkeypatch, caplog):
-    solve_round = reconstruction.solve_round
+    solve_round = evaluation.solve_round
 
     def terminate(*args):
         os.kill(os.getpid(), signal.SIGTERM)
         return solve_round(*args)
 
-    monkeypatch.setattr(reconstruction, "solve_round", terminate)
+    monkeypatch.setattr(evaluation, "solve_round", terminate)
     with pytest.raises(Stopped) as stopped:
         run_lib.evaluate(untrained, str(tmp_path / "run"))
-    assert stopped.value.status == 143 and "SIGTERM: stopped after round 1 of 2" in caplog.text
+    assert stopped.value.status == 143 and "SIGTERM: stopped after 1 of 2 rounds" in caplog.text
     [first] = hashes(tmp_path / "run" / "eval")
     before = hashes(tmp_path / "run" / "eval")
     monkeypatch.undo()
@@ -174,7 +175,7 @@ def test_drawing_stops_between_rounds(untrained, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(run_lib.generation.rounds, "write", terminate)
     with pytest.raises(Stopped):
         run_lib.sample(untrained, str(tmp_path / "run"))
-    assert "SIGTERM: stopped after 1 of 2 missing rounds of images" in caplog.text
+    assert "SIGTERM: stopped after 1 of 2 rounds" in caplog.text
     folder = tmp_path / "run" / "samples" / "generated"
     before = hashes(folder)
     assert list(before) == ["rounds/round_0000.npz"]

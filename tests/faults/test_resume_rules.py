@@ -7,6 +7,7 @@ import pytest
 
 from msm import run_lib
 from msm.configs.rules.stored import open_workdir
+from msm.infra import sharding
 from tests.helpers.checks import hashes, message_of
 from tests.helpers.small_runs import quick_compilation, saved_state, small_config
 
@@ -52,7 +53,7 @@ def test_settings_that_steer_a_run_take_effect_and_are_recorded(config, tmp_path
 
 def stop_after(monkeypatch, number) -> list[int]:
     """Ends training when it asks for one more batch than `number`; returns the list of the sizes of the batches."""
-    shard_batch, sizes = run_lib.sharding.shard_batch, []
+    shard_batch, sizes = sharding.shard_batch, []
 
     def shard(tree, mesh):
         if len(sizes) == number:
@@ -60,7 +61,7 @@ def stop_after(monkeypatch, number) -> list[int]:
         sizes.append(len(tree.example_id))
         return shard_batch(tree, mesh)
 
-    monkeypatch.setattr(run_lib.sharding, "shard_batch", shard)
+    monkeypatch.setattr(sharding, "shard_batch", shard)
     return sizes
 
 
@@ -98,7 +99,7 @@ def test_another_order_of_the_data_is_refused_in_training_alone(config, tmp_path
 
 
 def test_training_notes_its_seed_and_store(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_lib, "_train_loop", lambda *_: None)
+    monkeypatch.setattr(run_lib.training, "loop", lambda *_: None)
     run_lib.train(config, str(tmp_path))
     noted = json.loads((tmp_path / "manifest.json").read_text())["train"]["data"]
     assert noted["seed"] == 0 and noted["store.seed"] == 0 and noted["store.examples"] == 6

@@ -117,7 +117,7 @@ def poison(monkeypatch, steps):
         tree = tree.replace(y=tree.y * np.float32(np.nan)) if count[0] in steps else tree
         return shard_batch(tree, mesh)
 
-    monkeypatch.setattr(run_lib.sharding, "shard_batch", shard)
+    monkeypatch.setattr(sharding, "shard_batch", shard)
 
 
 def test_training_skips_counts_stops_and_goes_on(tiny_store, tmp_path, monkeypatch, caplog, compiler):

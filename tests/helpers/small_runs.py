@@ -10,8 +10,9 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
-from msm import datasets, optimizer, run_lib
+from msm import datasets, optimizer
 from msm.configs import brain64_msm
+from msm.experiment import build
 from msm.infra.checkpoints import Checkpoints
 from msm.models.init import init_params
 
@@ -54,7 +55,7 @@ def quick_compilation(folder: Path) -> Iterator[None]:
 
 def saved_state(config: ConfigDict, folder: Path) -> dict[str, np.ndarray]:
     """Every array of the newest checkpoint in a workdir by its path: step, parameters, their average, optimiser."""
-    experiment = run_lib.build(config)
+    experiment = build(config)
     params = init_params(experiment.model, 0, experiment.image_shape)
     state = optimizer.init_state(params, optimizer.get_optimizer(config))
     template: Any = jax.tree.map(np.asarray, optimizer.Layout(params).to_tree(state))

@@ -9,7 +9,7 @@ import pytest
 
 from msm.configs.default import get_config
 from msm.infra import rounds
-from msm.modes import reconstruction
+from msm.modes import evaluate as evaluation
 from tests.helpers.imports import imported_files, program_files, room_of
 from tests.helpers.paths import ROOT
 
@@ -85,7 +85,7 @@ def every_setting(config, above=()):
 )  # fmt: skip
 def test_every_setting_of_a_result_is_part_of_its_stamp(section):
     config = get_config()
-    before, paths = reconstruction.stamp_of(config, {}, None, {}), list(every_setting(config[section]))
+    before, paths = evaluation.stamp_of(config, {}, None, {}), list(every_setting(config[section]))
     assert paths
     for path in paths:
         config = get_config()
@@ -94,17 +94,17 @@ def test_every_setting_of_a_result_is_part_of_its_stamp(section):
             folder = folder[name]
         with folder.ignore_type():
             folder[path[-1]] = "something else"
-        assert reconstruction.stamp_of(config, {}, None, {}) != before, f"{section}.{'.'.join(path)}"
+        assert evaluation.stamp_of(config, {}, None, {}) != before, f"{section}.{'.'.join(path)}"
 
 
 def test_what_decides_no_result_is_no_part_of_its_stamp():
     config = get_config()
-    before = reconstruction.stamp_of(config, {}, None, {})
+    before = evaluation.stamp_of(config, {}, None, {})
     config.training.num_steps, config.optim.ema_rate, config.tune.trials, config.sampling.eta = 3, 0.5, 4, 0.2
     config.eval.tuned, config.eval.checkpoint, config.eval.metrics = "a", "b", ("paper",)
-    assert reconstruction.stamp_of(config, {}, None, {}) == before
+    assert evaluation.stamp_of(config, {}, None, {}) == before
     config.seed = 1
-    assert reconstruction.stamp_of(config, {}, None, {}) != before
+    assert evaluation.stamp_of(config, {}, None, {}) != before
 
 
 def test_all_code_that_results_come_from_is_in_their_checksum():

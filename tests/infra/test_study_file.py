@@ -5,7 +5,7 @@ import sqlite3
 import pytest
 
 from msm.infra import study_file
-from msm.modes.tune import Study
+from msm.modes.study import Study
 from msm.solvers.registry import Range
 from tests.helpers.checks import message_of
 

@@ -6,9 +6,9 @@ import pytest
 from flax.serialization import msgpack_serialize
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from msm import run_lib
 from msm.configs.default import get_config
 from msm.exchange import flax_import
+from msm.experiment import build
 from msm.infra.checkpoints import load_ema_params
 from msm.models import ncsnpp_layers
 from msm.models.init import init_params, param_shapes
@@ -177,7 +177,7 @@ def test_import_makes_a_workdir_that_eval_reads(tmp_path):
     write_checkpoint(source, model, params)
     written = import_checkpoint(config, source, tmp_path / "workdir")
     assert written.name == "7"
-    loaded, step = load_ema_params(tmp_path / "workdir", run_lib.build(config).template_params())
+    loaded, step = load_ema_params(tmp_path / "workdir", build(config).template_params())
     assert step == 7
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     assert "checkpoints already" in message_of(import_checkpoint, config, source, tmp_path / "workdir")

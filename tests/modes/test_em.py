@@ -12,6 +12,7 @@ import pytest
 from msm import datasets, run_lib
 from msm.configs import brain64_em
 from msm.configs.rules.check import find_problems
+from msm.experiment import build
 from msm.infra import checkpoints, rounds
 from msm.modes import completion, em
 from tests.helpers.pictures import small_image_config
@@ -116,7 +117,7 @@ def test_evaluation_is_given_the_best_round(config, tmp_path, monkeypatch):
     monkeypatch.setattr(em.Judge, "error", lambda self, params: next(errors))
     run_lib.train(config, str(tmp_path))
     assert json.loads((tmp_path / "em/rounds.json").read_text())["best"] == 0
-    experiment = run_lib.build(config)
+    experiment = build(config)
     best, step = checkpoints.load_ema_params(tmp_path, experiment.template_params())
     assert step == 4
     first = state_of(tmp_path, 2)

@@ -5,6 +5,8 @@ import hashlib
 import json
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from skimage.io import imread
@@ -14,8 +16,10 @@ from msm.configs.rules.check import find_problems
 from msm.evaluation import memorisation
 from msm.evaluation.distances import frechet_distance
 from msm.evaluation.features import small_features
+from msm.experiment import build
 from msm.infra.checkpoints import export_params
 from msm.models.init import init_params
+from msm.modes import opening
 from msm.modes import sample as generation
 from msm.operators.measurement import Measurement
 from msm.reports import samples_page as sample_report
@@ -33,10 +37,10 @@ pytestmark = pytest.mark.usefixtures("compiler")
 def checkpoint(tiny_store, tmp_path_factory):
     """Parameters whose last layer is not zero, as a new network's is: otherwise every image would be the same blur."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    experiment = run_lib.build(small_config(tiny_store))
+    experiment = build(small_config(tiny_store))
     rng = np.random.default_rng(0)
     params = init_params(experiment.model, 0, experiment.image_shape)
-    params = run_lib.jax.tree.map(lambda a: (a + 0.02 * rng.normal(size=a.shape)).astype(np.float32), params)
+    params = jax.tree.map(lambda a: (a + 0.02 * rng.normal(size=a.shape)).astype(np.float32), params)
     export_params(folder, params, 7, {})
     return folder
 
@@ -204,7 +208,7 @@ def test_a_copied_training_image_is_flagged(config, tmp_path, monkeypatch):
     def get_copying_fn(*_):
         noise = np.random.default_rng(0).normal(size=(TOTAL, 32, 32)).astype(np.complex64)
         drawn = np.concatenate([noise[:2], copy[None] * np.complex64(1j), noise[3:]])
-        return lambda key, params, ids, maps, shape: run_lib.jnp.asarray(drawn)[ids % TOTAL]
+        return lambda key, params, ids, maps, shape: jnp.asarray(drawn)[ids % TOTAL]
 
     monkeypatch.setattr(generation, "get_sampling_fn", get_copying_fn)
     monkeypatch.setattr(run_lib.datasets, "open_acquisitions", lambda *_: training)
@@ -247,9 +251,9 @@ def test_colour_images_are_drawn_and_compared(config, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "dataset_info", lambda *_: info)
     monkeypatch.setattr(datasets, "open_acquisitions", lambda *_: Photos(5, True, seed=0))
     monkeypatch.setattr(datasets, "open_references", lambda _, split: Photos(4, False, seed=len(split)))
-    params = init_params(run_lib.build(config).model, 0, (16, 16, 3))
-    monkeypatch.setattr(run_lib, "load_params", lambda *_: (params, {"checkpoint": "this workdir", "training step": 7}))
-    monkeypatch.setattr(run_lib.checkpoints, "kept_steps", lambda _: [7])
+    params = init_params(build(config).model, 0, (16, 16, 3))
+    monkeypatch.setattr(opening, "load_params", lambda *_: (params, {"checkpoint": "this workdir", "training step": 7}))
+    monkeypatch.setattr(opening.checkpoints, "kept_steps", lambda _: [7])
     summary = run_lib.sample(config, str(tmp_path))
     assert summary["distances"]["features"] == 89 and summary["run"]["coil maps"] == "none"
     assert summary["distances"]["equal_sizes"]["between_splits"]["frechet"] > 0

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from msm import run_lib
+from msm.experiment import build
+from msm.infra import sharding
 from msm.infra.errors import UserError
-from msm.modes import reconstruction
+from msm.models.init import init_params
+from msm.modes import evaluate as evaluation
 from tests.helpers.checks import hashes, message_of
 from tests.helpers.small_runs import Killed, assert_same_run, saved_state, small_config
 
@@ -31,7 +34,7 @@ def config(tiny_store):
 def test_a_killed_run_resumes_bit_for_bit(config, trained, tmp_path, monkeypatch):
     """The process dies in step 4, a step after the last checkpoint: step 3 is done again, and recorded once."""
     config.training.resume_every = 2
-    shard_batch, batches = run_lib.sharding.shard_batch, []
+    shard_batch, batches = sharding.shard_batch, []
 
     def die_at_the_fourth(tree, mesh):
         batches.append(tree.example_id)
@@ -39,12 +42,12 @@ def test_a_killed_run_resumes_bit_for_bit(config, trained, tmp_path, monkeypatch
             raise Killed
         return shard_batch(tree, mesh)
 
-    monkeypatch.setattr(run_lib.sharding, "shard_batch", die_at_the_fourth)
+    monkeypatch.setattr(sharding, "shard_batch", die_at_the_fourth)
     with pytest.raises(Killed):
         run_lib.train(config, str(tmp_path))
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
     assert saved_state(config, tmp_path)[".step"] == 2
-    monkeypatch.setattr(run_lib.sharding, "shard_batch", shard_batch)
+    monkeypatch.setattr(sharding, "shard_batch", shard_batch)
     run_lib.train(config, str(tmp_path))
     assert saved_state(config, tmp_path)[".step"] == 4
     assert_same_run(config, trained, tmp_path)
@@ -55,7 +58,7 @@ def test_a_run_records_every_step_and_moves_its_parameters(config, trained):
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert all(np.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in lines)
     state = saved_state(config, trained)
-    initial = run_lib.init_params(run_lib.build(config).model, config.seed, (32, 32, 2))
+    initial = init_params(build(config).model, config.seed, (32, 32, 2))
     for path, before in jax.tree_util.tree_flatten_with_path(initial)[0]:
         after = state[f".params{jax.tree_util.keystr(path)}"]
         assert np.isfinite(after).all() and after.shape == before.shape
@@ -90,7 +93,7 @@ def evaluated(tiny_store, trained):
 
 def count_rounds(monkeypatch, limit=100):
     """Returns a list that grows with every round that is computed; the one after `limit` raises Killed."""
-    solve_round, computed = reconstruction.solve_round, []
+    solve_round, computed = evaluation.solve_round, []
 
     def counted(*args, **kwargs):
         if len(computed) == limit:
@@ -98,7 +101,7 @@ def count_rounds(monkeypatch, limit=100):
         computed.append(1)
         return solve_round(*args, **kwargs)
 
-    monkeypatch.setattr(reconstruction, "solve_round", counted)
+    monkeypatch.setattr(evaluation, "solve_round", counted)
     return computed
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from msm import run_lib
 from msm.builders.raw import RawVolume
 from msm.builders.scans.scan import Options
 from msm.configs.rules.stored import config_of
+from msm.experiment import build
 from msm.infra.atomic import atomic_write_json
 from msm.infra.checkpoints import export_params
 from msm.models.init import init_params
@@ -29,7 +29,7 @@ def checkpoint(tmp_path_factory) -> Path:
     config = small_config(folder)
     config.data.image_size = SIZE
     config.model.attention_resolutions = (SIZE // 2,)
-    experiment = run_lib.build(config)
+    experiment = build(config)
     export_params(folder, init_params(experiment.model, 0, experiment.image_shape), 7, {})
     atomic_write_json(folder / "config.json", config.to_dict())
     return folder

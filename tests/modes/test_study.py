@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from msm import run_lib
-from msm.modes import tune as study
-from msm.modes import tuned
+from msm.modes import study, tuned
+from msm.modes import tune as tuning
 from msm.solvers.registry import Range, Solver
 from tests.modes.test_tune import TRIALS, gain_config, gain_solver, rows_of
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("compiler")
 def traces(monkeypatch):
     """Puts the gain solver in the place of all; returns the list that grows with every tracing."""
     found = []
-    monkeypatch.setattr(run_lib, "get_solver", gain_solver(found))
+    monkeypatch.setattr(tuning, "get_solver", gain_solver(found))
     return found
 
 
@@ -27,10 +27,10 @@ def traces(monkeypatch):
 def test_trials_of_other_solver_settings_are_not_mixed(tiny_store, section, setting, value):
     solver = Solver(solve=lambda *_: None, hyper={"gain": 1.0}, search={"gain": Range(0.1, 10.0)})
     config = gain_config(tiny_store)
-    before = study.name_of(config, solver, None, {})
-    assert study.name_of(config, solver, None, {}) == before
+    before = tuning.name_of(config, solver, None, {})
+    assert tuning.name_of(config, solver, None, {}) == before
     config[section][setting] = value
-    assert study.name_of(config, solver, None, {}) != before
+    assert tuning.name_of(config, solver, None, {}) != before
 
 
 def test_a_search_that_begins_from_its_own_result_goes_on(tiny_store, traces, tmp_path):
@@ -50,7 +50,7 @@ def test_a_search_that_begins_from_its_own_result_goes_on(tiny_store, traces, tm
 
 
 def test_a_trial_that_raises_is_failed_but_not_the_first(tiny_store, traces, tmp_path, monkeypatch):
-    score, count = study.score_of, []
+    score, count = tuning.score_of, []
 
     def raise_at(*numbers):
         def raising(solved):
@@ -59,7 +59,7 @@ def test_a_trial_that_raises_is_failed_but_not_the_first(tiny_store, traces, tmp
                 raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")
             return score(solved)
 
-        monkeypatch.setattr(study, "score_of", raising)
+        monkeypatch.setattr(tuning, "score_of", raising)
 
     raise_at(2)
     entry = run_lib.tune(gain_config(tiny_store), str(tmp_path))

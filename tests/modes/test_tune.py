@@ -14,12 +14,14 @@ from skimage.io import imread
 
 from msm import datasets, run_lib
 from msm.configs.default import get_config
-from msm.evaluation import held_out as tuning
+from msm.evaluation import held_out
 from msm.evaluation.calibration import COVERAGE_NAMES
 from msm.evaluation.metrics import natural_range, psnr
+from msm.experiment import build
+from msm.infra import sharding
 from msm.models.init import init_params
-from msm.modes import tune as study
-from msm.modes import tuned
+from msm.modes import opening, study, tuned
+from msm.modes import tune as tuning
 from msm.operators.acquisition import Acquisition
 from msm.operators.measurement import EvalExample, Measurement
 from msm.operators.pixel import Downsample
@@ -53,17 +55,17 @@ def test_the_search_finds_the_best_ridge_without_references(tmp_path):
     config = get_config()
     config.tune.hide = 0.3
     measurement, operator = white_images(), Acquisition(MultiCoilFourier())
-    judged = tuning.get_objective(config, operator).judge(measurement)
-    mesh = run_lib.sharding.get_mesh(jax.devices()[:1])
+    judged = held_out.get_objective(config, operator).judge(measurement)
+    mesh = sharding.get_mesh(jax.devices()[:1])
     experiment = SimpleNamespace(config=config, mesh=mesh, operator=operator)
     solver = get_solver(config, experiment, "cg_sense")
-    solve = study.get_solve_fn(experiment, solver, None, [judged])
+    solve = tuning.get_solve_fn(experiment, solver, None, [judged])
 
     def evaluate(hyper):
-        return study.score_of(solve(hyper))
+        return tuning.score_of(solve(hyper))
 
     with study.Study(tmp_path / "study.db", "s", solver.search, solver.hyper, 0, True) as trials:
-        study.run(trials, ["lam"], evaluate, 30)
+        tuning.run(trials, ["lam"], evaluate, 30)
         best = study.best_of(trials.trials, True)
     assert 0.25 / 2 < best.hyper["lam"] < 0.25 * 2
     assert judged.floor.mean() < best.value < 0.95 * evaluate(solver.hyper)
@@ -107,7 +109,7 @@ def straight(tiny_store, tmp_path_factory):
     """(workdir, entry of best.json, number of tracings) of a study that was never interrupted."""
     folder, traces = tmp_path_factory.mktemp("straight_tune"), []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_lib, "get_solver", gain_solver(traces))
+        patch.setattr(tuning, "get_solver", gain_solver(traces))
         entry = run_lib.tune(gain_config(tiny_store), str(folder), "python main.py --mode=tune")
     return folder, entry, len(traces)
 
@@ -116,7 +118,7 @@ def straight(tiny_store, tmp_path_factory):
 def traces(monkeypatch):
     """Puts the gain solver in the place of all; returns the list that grows with every tracing."""
     found = []
-    monkeypatch.setattr(run_lib, "get_solver", gain_solver(found))
+    monkeypatch.setattr(tuning, "get_solver", gain_solver(found))
     return found
 
 
@@ -166,7 +168,7 @@ def test_trials_of_other_settings_are_not_mixed(tiny_store, straight, traces, tm
 
 
 def test_a_trial_that_is_not_finite_is_failed_and_never_best(tiny_store, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_lib, "get_solver", gain_solver([], limit=0.99))
+    monkeypatch.setattr(tuning, "get_solver", gain_solver([], limit=0.99))
     entry = run_lib.tune(gain_config(tiny_store), str(tmp_path))
     rows = rows_of(tmp_path)
     failed = [float(row["gain"]) > 0.99 for row in rows]
@@ -174,7 +176,7 @@ def test_a_trial_that_is_not_finite_is_failed_and_never_best(tiny_store, tmp_pat
     assert [row["value"] == "failed" for row in rows] == failed
     assert entry["hyper"]["gain"] <= 0.99 and entry["defaults"]["value"] is None
     assert "trial 0 failed: its value is nan with gain 1" in (tmp_path / "tune.log").read_text()
-    monkeypatch.setattr(run_lib, "get_solver", gain_solver([], limit=0.0))
+    monkeypatch.setattr(tuning, "get_solver", gain_solver([], limit=0.0))
     message = message_of(run_lib.tune, gain_config(tiny_store, hide=0.3, trials=1), str(tmp_path))
     assert message.startswith("all 1 trials failed")
 
@@ -206,13 +208,13 @@ def test_processes_without_the_study_try_what_process_0_tries(tmp_path, monkeypa
     def evaluate_on(process):
         return lambda hyper: seen[process].append({k: float(v) for k, v in hyper.items()}) or sum(hyper.values())
 
-    monkeypatch.setattr(study.sharding, "from_first", lambda value: told.append(value) or value)
+    monkeypatch.setattr(tuning.sharding, "from_first", lambda value: told.append(value) or value)
     with study.Study(tmp_path / "study.db", "s", search, {"a": 0.5, "b": 9.0}, 0, True) as trials:
         trials.record({"a": 0.5, "b": 2.0}, 2.5)
-        study.run(trials, ["a", "b"], evaluate_on(0), 4)
+        tuning.run(trials, ["a", "b"], evaluate_on(0), 4)
         assert trials.trials[0].hyper == {"a": 0.5, "b": 2.0} and len(trials.trials) == 4
-    monkeypatch.setattr(study.sharding, "from_first", lambda value: told.pop(0))
-    study.run(None, ["a", "b"], evaluate_on(1), 4)
+    monkeypatch.setattr(tuning.sharding, "from_first", lambda value: told.pop(0))
+    tuning.run(None, ["a", "b"], evaluate_on(1), 4)
     assert seen[0] == seen[1] and len(seen[0]) == 3 and not told
 
 
@@ -225,7 +227,7 @@ def test_a_damaged_study_is_one_line(tmp_path):
 def untrained(experiment, folder):
     """Stands for `run_lib.load_params`."""
     del folder
-    params = run_lib.sharding.replicate(init_params(experiment.model, 0, experiment.image_shape), experiment.mesh)
+    params = sharding.replicate(init_params(experiment.model, 0, experiment.image_shape), experiment.mesh)
     return params, {"checkpoint": "this workdir", "training step": 7}
 
 
@@ -233,15 +235,15 @@ def test_msm_is_tuned_with_one_compilation(tiny_store, tmp_path, monkeypatch):
     config = small_config(tiny_store)
     config.tune.trials, config.solver.num_levels = 3, 2
 
-    monkeypatch.setattr(run_lib, "load_params", untrained)
-    monkeypatch.setattr(run_lib.checkpoints, "kept_steps", lambda _: [7])
-    solvers, traces = run_lib.get_solver, []
+    monkeypatch.setattr(opening, "load_params", untrained)
+    monkeypatch.setattr(opening.checkpoints, "kept_steps", lambda _: [7])
+    solvers, traces = tuning.get_solver, []
 
     def counted(config, experiment, name):
         solver = solvers(config, experiment, name)
         return dataclasses.replace(solver, solve=lambda *args: traces.append(1) or solver.solve(*args))
 
-    monkeypatch.setattr(run_lib, "get_solver", counted)
+    monkeypatch.setattr(tuning, "get_solver", counted)
     entry = run_lib.tune(config, str(tmp_path))
     assert (
         len(traces) == 1 and set(entry["hyper"]) == {"gamma", "damping", "eta", "temperature"} and entry["failed"] == 0
@@ -255,10 +257,10 @@ def test_temperature_is_found_without_solving_twice(tiny_store, tmp_path, monkey
     config.tune.update(objective="crps", trials=4, num_samples=3)
     config.solver.num_levels = 2
 
-    monkeypatch.setattr(run_lib, "load_params", untrained)
-    monkeypatch.setattr(run_lib.checkpoints, "kept_steps", lambda _: [7])
-    local_rows, solved = run_lib.sharding.local_rows, []
-    monkeypatch.setattr(run_lib.sharding, "local_rows", lambda *a, **k: solved.append(1) or local_rows(*a, **k))
+    monkeypatch.setattr(opening, "load_params", untrained)
+    monkeypatch.setattr(opening.checkpoints, "kept_steps", lambda _: [7])
+    local_rows, solved = sharding.local_rows, []
+    monkeypatch.setattr(sharding, "local_rows", lambda *a, **k: solved.append(1) or local_rows(*a, **k))
     entry = run_lib.tune(config, str(tmp_path))
     assert len(solved) == len(list(datasets.measurement_batches(config, "validation", 8, 16)))
     assert list(entry["search"]) == ["temperature"] and entry["failed"] == 0
@@ -279,7 +281,7 @@ def test_references_are_compared_where_that_is_asked_for():
     config.tune.objective = "psnr"
     measurement, images = acquisition(count=3)
     measurement = dataclasses.replace(measurement, example_id=np.array([4, 5, -1], np.int32))
-    objective = tuning.get_objective(config, Acquisition(MultiCoilFourier()))
+    objective = held_out.get_objective(config, Acquisition(MultiCoilFourier()))
     judged = objective.judge(EvalExample(measurement, images))
     assert not objective.minimise and objective.needs_references and judged.counts.tolist() == [True, True, False]
     expected = [psnr(image, 0.9 * image, natural_range(image)) for image in images]
@@ -293,7 +295,7 @@ def test_references_are_compared_where_that_is_asked_for():
 def test_tasks_that_measure_no_entries_are_told_to_use_references():
     config = get_config()
     config.task.name = "sr"
-    message = message_of(tuning.get_objective, config, Downsample(4))
+    message = message_of(held_out.get_objective, config, Downsample(4))
     assert "task.name 'sr' measures no entries that could be hidden; set tune.objective to psnr" in message
 
 
@@ -306,7 +308,7 @@ def test_a_solver_without_a_search_is_refused_before_anything_is_written(tiny_st
 @pytest.mark.parametrize("name", ["msm", "cg_sense", "tikhonov", "l1_wavelet", "tv"])
 def test_searches_hold_the_defaults(name):
     config = get_config()
-    solver = get_solver(config, run_lib.build(config), name)
+    solver = get_solver(config, build(config), name)
     assert solver.search.keys() <= solver.hyper.keys()
     for key, found in solver.search.items():
         assert found.low < found.high and (found.low > 0 or not found.log)
@@ -317,7 +319,7 @@ def test_searches_hold_the_defaults(name):
 def test_damping_is_searched_only_where_it_has_an_effect():
     config = get_config()
     config.solver.consistency = "entries"
-    assert set(get_solver(config, run_lib.build(config), "msm").search) == {"gamma", "eta"}
+    assert set(get_solver(config, build(config), "msm").search) == {"gamma", "eta"}
 
 
 # what evaluation makes of it
@@ -375,7 +377,7 @@ def test_a_wrong_file_is_one_line(solvers, tmp_path, text, told):
 def test_evaluation_uses_what_was_tuned_and_computes_its_rounds_again(tiny_store, tmp_path, monkeypatch):
     config = small_config(tiny_store)
     config.eval.solvers, config.eval.max_examples = ("cg_sense",), 4
-    monkeypatch.setattr(run_lib, "load_params", lambda experiment, folder: (None, {}))
+    monkeypatch.setattr(opening, "load_params", lambda experiment, folder: (None, {}))
     before = run_lib.evaluate(config, str(tmp_path))
     tuned.add(tmp_path / "tune" / "best.json", "cg_sense", {"hyper": {"lam": 0.3}})
     config.eval.tuned = str(tmp_path / "tune" / "best.json")

@@ -10,9 +10,11 @@ import pytest
 
 from msm import datasets, run_lib
 from msm.configs import tasks, variants
+from msm.experiment import build
 from msm.models.denoiser import Denoised, get_denoise_fn
 from msm.models.init import init_params
-from msm.modes import reconstruction
+from msm.modes import evaluate as evaluation
+from msm.modes import opening
 from msm.operators import wavelet
 from msm.operators.masks import get_masks
 from msm.operators.measurement import EvalExample
@@ -228,9 +230,9 @@ def test_an_image_task_is_evaluated_and_reported(variant, tmp_path, monkeypatch)
     config.eval.solvers, config.eval.batch_size = ("pseudo_inverse", "tikhonov", "msm"), 3
     for name, function in store_of_images(config).items():
         monkeypatch.setattr(datasets, name, function)
-    params = init_params(run_lib.build(config).model, 0, (SIZE, SIZE, 3))
-    monkeypatch.setattr(run_lib, "load_params", lambda *_: (params, {"checkpoint": "this workdir", "training step": 7}))
-    monkeypatch.setattr(run_lib.checkpoints, "kept_steps", lambda _: [7])
+    params = init_params(build(config).model, 0, (SIZE, SIZE, 3))
+    monkeypatch.setattr(opening, "load_params", lambda *_: (params, {"checkpoint": "this workdir", "training step": 7}))
+    monkeypatch.setattr(opening.checkpoints, "kept_steps", lambda _: [7])
     shown = []
     panel = figures._Sheet.panel
     monkeypatch.setattr(
@@ -248,9 +250,9 @@ def test_an_image_task_is_evaluated_and_reported(variant, tmp_path, monkeypatch)
     assert pictured[variant] in shown
     with np.load(tmp_path / "run" / variant / "rounds" / "round_0000.npz") as stored:
         assert stored["msm/mean"].shape == (3, SIZE, SIZE, 3) and np.isfinite(stored["msm/mean"]).all()
-    before = reconstruction.stamp_of(config, {}, params, {})
+    before = evaluation.stamp_of(config, {}, params, {})
     config.task.seed = 1
-    assert reconstruction.stamp_of(config, {}, params, {}) != before
+    assert evaluation.stamp_of(config, {}, params, {}) != before
 
 
 def test_msm_of_mri_takes_the_pseudo_inverse_too():

@@ -2,31 +2,88 @@
 
 import logging
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from msm import datasets
 from msm.builders import store
 from msm.evaluation import summary as evaluation
 from msm.evaluation.calibration import calibration_maps
+from msm.evaluation.metrics import Metric, get_metrics
+from msm.experiment import Experiment
 from msm.infra import rounds, sharding
+from msm.modes import tuned
+from msm.operators.measurement import EvalExample
 from msm.operators.shape import told
 from msm.operators.tasks import Task
-from msm.reports import evaluation_page as report
+from msm.reports import evaluation_page as page
 from msm.reports.viewer import film_of
+from msm.solvers import get_solver
 from msm.solvers.registry import Solver
 
 
-def stamp_of(config: ConfigDict, solvers: dict[str, Solver], params, info: dict[str, Any]) -> str:
+@dataclass(frozen=True)
+class Plan:
+    """What an evaluation computes, and what its report says of it.
+
+    Attributes:
+      experiment: of the task, `Experiment.for_task`.
+      solvers: by name, with the hyper-parameters that are used.
+      measures, absent: of `get_metrics`.
+      batches: this process's share of every round.
+      info: the manifest of the data.
+    """
+
+    experiment: Experiment
+    solvers: dict[str, Solver]
+    measures: Sequence[Metric]
+    absent: Mapping[str, str]
+    batches: Sequence[EvalExample]
+    info: dict[str, Any]
+
+    @property
+    def network(self) -> bool:
+        """Whether any solver calls the network."""
+        return any(solver.nfe for solver in self.solvers.values())
+
+
+def plan(config: ConfigDict) -> Plan:
+    """The evaluation of `config.eval` on the store. Raises UserError for what is missing or does not fit."""
+    settings = config.eval
+    info = datasets.dataset_info(config)
+    experiment = Experiment.for_task(config)
+    solvers = {name: get_solver(config, experiment, name) for name in settings.solvers}
+    solvers = tuned.apply(settings.tuned, solvers) if settings.tuned else solvers
+    measures, absent = get_metrics(config)
+    batches = list(datasets.eval_batches(config, settings.split, settings.batch_size, settings.max_examples))
+    return Plan(experiment, solvers, measures, absent, batches, info)
+
+
+def stamp_of(config: ConfigDict, solvers: Mapping[str, Solver], params: Any, info: Mapping[str, Any]) -> str:
     """What a finished round depends on; a round of another stamp is computed again."""
-    sections = {**rounds.settings_of(config), "eval": config.eval.to_dict()}
+    settings = config.eval.to_dict()
     for name in ("checkpoint", "tuned", "metrics", "lpips_network", "lpips_weights"):
-        sections["eval"].pop(name)  # the parameters themselves count, not where they lie; measured is afterwards
+        settings.pop(name)  # the parameters themselves count, not where they lie; measured is afterwards
     told = {name: (dict(solver.hyper), solver.nfe, solver.num_samples) for name, solver in solvers.items()}
-    data = {name: value for name, value in info.items() if name not in ("notes", "licences", "versions")}
-    return repr((config.seed, sections, told, rounds.checksum(params), rounds.code_checksum(), data))
+    return rounds.stamp(config, params, info, eval=settings, solvers=told)
+
+
+def solve(planned: Plan, params: Any, folder: Path) -> list[rounds.Round]:
+    """Every round of the plan, those in `folder` from there."""
+    experiment, compiled = planned.experiment, {}
+    runners = {n: sharding.data_parallel_solve(s.solve, experiment.mesh) for n, s in planned.solvers.items()}
+
+    def compute(number: int) -> dict[str, np.ndarray]:
+        return solve_round(experiment, planned.solvers, runners, compiled, params, planned.batches[number])
+
+    stamp = stamp_of(experiment.config, planned.solvers, params, planned.info)
+    return rounds.run_rounds(folder, [stamp] * len(planned.batches), compute, "eval")
 
 
 def solve_round(experiment, solvers: dict[str, Solver], runners, compiled, params, example) -> dict[str, np.ndarray]:
@@ -67,16 +124,28 @@ def solve_round(experiment, solvers: dict[str, Solver], runners, compiled, param
     return {name: sharding.gather_rows(rows) for name, rows in arrays.items()}
 
 
-def write_report(
-    config, run, done, solvers: dict[str, Solver], task: Task, info, origin, command: str, measures, absent
+def report(
+    planned: Plan, done: Sequence[rounds.Round], folder: Path, origin: Mapping[str, Any], command: str
 ) -> dict[str, Any]:
+    """Reads the rounds and writes the report, see `write_report`; returns the summary, which other processes lack."""
+    if jax.process_index() != 0:
+        return {}
+    return write_report(planned, [this.arrays() for this in done], folder, origin, command)
+
+
+def write_report(
+    planned: Plan, done: Sequence[Mapping[str, np.ndarray]], folder: Path, origin: Mapping[str, Any], command: str
+) -> dict[str, Any]:
+    """Measures all rounds and writes metrics.csv, volumes.csv, summary.json and the page; returns the summary."""
+    experiment, solvers, info = planned.experiment, planned.solvers, planned.info
+    config = experiment.config
     settings, images = config.eval, config.data.num_coils == 0
     groups, known = evaluation.merge_by_shape(done), info.get("volumes", {})
     for merged in groups:
         aspects = [known.get(str(name), {}).get("aspect", 1.0) for name in merged.get("volume", ())]
         merged |= {"aspect": np.array(aspects)} if set(aspects) - {1.0} else {}
     pixels = {tuple(found["pixel_mm"]) for found in known.values() if "pixel_mm" in found}
-    rows = [row for merged in groups for row in evaluation.measure_round(merged, measures=measures)]
+    rows = [row for merged in groups for row in evaluation.measure_round(merged, measures=planned.measures)]
     volumes = [row for merged in groups for row in evaluation.measure_volumes(merged)]
     what = info.get("scan", f"{settings.split} {'images' if images else 'scans'}")
     facts = {
@@ -88,7 +157,7 @@ def write_report(
         "image size": ", ".join(sorted({told(_shape_of(merged)) for merged in groups})),
         **({"pixel (mm)": " x ".join(f"{size:g}" for size in min(pixels))} if len(pixels) == 1 else {}),
         **({} if images else {"coils": config.data.num_coils}),
-        **_measurement_facts(config, task, info, groups),
+        **_measurement_facts(config, experiment.task, info, groups),
         **({} if "scan" in info else {"split": f"{settings.split} of {config.data.dir}"}),
         "seed": config.seed,
         "hyper-parameters": {name: dict(s.hyper) for name, s in solvers.items() if s.hyper},
@@ -101,16 +170,15 @@ def write_report(
         facts,
         nfe={name: s.nfe for name, s in solvers.items()},
         num_samples={name: s.num_samples for name, s in solvers.items()},
-        definitions={measure.name: measure.definition for measure in measures},
+        definitions={measure.name: measure.definition for measure in planned.measures},
         volumes=volumes,
-        absent=absent,
+        absent=planned.absent,
     )
-    folder = run.path(settings.folder)
-    report.write_metrics_csv(folder / "metrics.csv", rows)
-    report.write_metrics_csv(folder / "volumes.csv", volumes)
-    report.write_summary(folder / "summary.json", summary)
-    page = report.write_report(folder, summary, rows, groups)
-    logging.info("%s\nreport: %s", evaluation.format_table(summary), page)
+    page.write_metrics_csv(folder / "metrics.csv", rows)
+    page.write_metrics_csv(folder / "volumes.csv", volumes)
+    page.write_summary(folder / "summary.json", summary)
+    written = page.write_report(folder, summary, rows, groups)
+    logging.info("%s\nreport: %s", evaluation.format_table(summary), written)
     return summary
 
 
