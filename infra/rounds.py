@@ -20,7 +20,7 @@ from msm.infra.errors import UserError
 from msm.infra.progress import Progress
 
 SCIENCE = (
-    *("losses.py", "sampling.py", "predictor_corrector.py", "sde_lib.py", "datasets.py"),
+    *("losses.py", "sampling.py", "predictor_corrector.py", "sde_lib.py", "datasets.py", "experiment.py"),
     *("modes/evaluate.py", "modes/sample.py", "evaluation", "models", "operators", "solvers"),
 )
 # Sections of the config that decide no result of a given network: how it was trained, what else is drawn from it, and
