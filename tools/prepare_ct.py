@@ -13,7 +13,7 @@ docs/how-to/prepare-ct.md.
 import os
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only masks are drawn with JAX: leave accelerators to the training
 
@@ -42,6 +42,8 @@ def _pictures() -> PictureSet:
 
 
 def main(_: list[str]) -> None:
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().setFormatter(None)
     picture_flags.make(_pictures())
 
 

@@ -21,6 +21,7 @@ from msm.builders.ct.hounsfield import AIR, empty_slices
 from msm.builders.pictures.folder import Division, divide, example_ids
 from msm.builders.pictures.store import HOUNSFIELD, SPLITS, Form, Picture
 from msm.infra.errors import UserError
+from msm.infra.progress import Progress
 
 SOURCE = Path(__file__).resolve().parents[2] / "data" / "lungs_128.npz"
 SLICES = {"lung1": 48, "lung2": 61}
@@ -137,7 +138,12 @@ class Scans:
         return {"volumes": contents, "max_slices": self.max_slices}
 
     def read(self, size: int, scratch: Path) -> Mapping[str, Sequence[Picture]]:
-        every = {s: [p for name in self.splits[s] for p in self._slices(name, size, scratch)] for s in SPLITS}
+        every: dict[str, list] = {split: [] for split in SPLITS}
+        with Progress(sum(map(len, self.splits.values())), 0, "volumes", unit="patient") as progress:
+            patients = [(split, name) for split in SPLITS for name in self.splits[split]]
+            for done, (split, name) in enumerate(patients, start=1):
+                every[split] += self._slices(name, size, scratch)
+                progress.update(done)
         ids = example_ids([name for found in every.values() for _, name, _ in found])
         found = {split: [Picture(ids[n], n, pixels, volume) for volume, n, pixels in every[split]] for split in SPLITS}
         for split in ("train", "test"):
