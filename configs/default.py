@@ -45,16 +45,20 @@ def _data() -> ConfigDict:
 def _transform() -> ConfigDict:
     """T, from an image to its full measurement."""
     transform = ConfigDict()
-    transform.name = "multicoil_fourier"
+    transform.name = (
+        "multicoil_fourier"  # what a whole measurement is: multicoil_fourier (MRI), identity (colours), grey (CT)
+    )
     return transform
 
 
 def _masks() -> ConfigDict:
     """p(S): what data preparation draws and what partial calls of the sampler draw."""
     masks = ConfigDict()
-    masks.name = "cartesian_random"
+    masks.name = (
+        "cartesian_random"  # which distribution, see operators/masks.py; random_boxes of images has grid and drop
+    )
     masks.acceleration = 4.0  # nominal R: every line outside the ACS is kept with probability 1/R
-    masks.acs_lines = 6
+    masks.acs_lines = 6  # lines around the centre that are always acquired
     return masks
 
 
@@ -62,18 +66,18 @@ def _model() -> ConfigDict:
     """The network."""
     model = ConfigDict()
     model.name = "adm"  # adm | ncsnpp
-    model.num_channels = 64
-    model.channel_mult = (1, 2, 2)
-    model.num_res_blocks = 1
+    model.num_channels = 64  # of the first level
+    model.channel_mult = (1, 2, 2)  # channels of each level over num_channels; as many levels as there are numbers
+    model.num_res_blocks = 1  # residual blocks at each level
     model.attention_resolutions = (16,)  # feature-map sizes after space-to-depth
-    model.num_heads = 4
+    model.num_heads = 4  # of attention
     model.num_head_channels = -1  # -1: use num_heads
     model.patch_size = 1  # space-to-depth factor before the first convolution
     model.dtype = "float32"  # compute type: float32 | bfloat16; parameters stay float32
     model.remat = False  # recompute activations in the backward pass: less memory, about a third more time
     model.ncsnpp = ConfigDict()  # of model.name ncsnpp only; it has no use for the numbers of heads
     model.ncsnpp.embedding = "fourier"  # fourier: told the noise level | positional: told the timestep
-    model.ncsnpp.fourier_scale = 16.0
+    model.ncsnpp.fourier_scale = 16.0  # of the frequencies that embed the noise level
     model.ncsnpp.fir = True  # resample with the filter (1,3,3,1); False: mean of 2x2 pixels
     model.ncsnpp.skip_rescale = True  # divide sums of two branches by sqrt(2)
     model.ncsnpp.progressive = "output_skip"  # output_skip | residual | none
@@ -88,7 +92,7 @@ def _denoiser() -> ConfigDict:
     denoiser = ConfigDict()
     denoiser.parametrization = "edm"  # edm | eps | score
     denoiser.sandwich = "wiener"  # wiener | adjoint
-    denoiser.cg_steps = 4
+    denoiser.cg_steps = 4  # conjugate-gradient steps of the wiener sandwich
     denoiser.sigma_data = 0.3  # standard deviation of an image per real scalar
     return denoiser
 
@@ -98,13 +102,13 @@ def _schedule() -> ConfigDict:
     schedule = ConfigDict()
     schedule.name = "edm"  # edm | ddpm | ve | vp | subvp
     schedule.sigma_min = 0.005  # edm and ve
-    schedule.sigma_max = 20.0
+    schedule.sigma_max = 20.0  # largest noise level, edm and ve
     schedule.rho = 7.0  # spacing of Karras' sampling grid
-    schedule.log_sigma_mean = -1.0
-    schedule.log_sigma_std = 1.2
+    schedule.log_sigma_mean = -1.0  # edm: log sigma is drawn from a normal distribution in training; its mean
+    schedule.log_sigma_std = 1.2  # and its standard deviation
     schedule.train_stride = 5  # ddpm only: train on timesteps 0, 5, ..., 995
     schedule.beta_min = 0.1  # vp and subvp: beta(t) from 0 to 1
-    schedule.beta_max = 20.0
+    schedule.beta_max = 20.0  # vp and subvp
     return schedule
 
 
@@ -128,12 +132,12 @@ def _loss() -> ConfigDict:
 def _optim() -> ConfigDict:
     """The optimiser."""
     optim = ConfigDict()
-    optim.learning_rate = 1e-3
-    optim.warmup_steps = 100
+    optim.learning_rate = 1e-3  # after warm-up
+    optim.warmup_steps = 100  # over which the learning rate rises from 0
     optim.decay = "cosine"  # cosine | constant
-    optim.weight_decay = 0.0
+    optim.weight_decay = 0.0  # of AdamW
     optim.grad_clip = 1.0  # global norm; 0 turns clipping off
-    optim.ema_rate = 0.999
+    optim.ema_rate = 0.999  # of the average of the parameters, which is what evaluates and samples
     optim.accumulate = 1  # micro-batches per optimiser step
     return optim
 
@@ -141,9 +145,9 @@ def _optim() -> ConfigDict:
 def _training() -> ConfigDict:
     """The training loop."""
     training = ConfigDict()
-    training.batch_size = 16  # global, over all devices and processes
-    training.num_steps = 10_000
-    training.log_every = 50
+    training.batch_size = 16  # examples a step, over all devices and processes
+    training.num_steps = 10_000  # optimiser steps; not epochs
+    training.log_every = 50  # steps between two lines of metrics.jsonl
     training.checkpoint_every = 1000  # kept checkpoints
     training.resume_every = 250  # rolling checkpoints (state + data position) for pre-emption
     training.sample_every = 1000  # picture grids
@@ -311,7 +315,7 @@ def _baselines() -> ConfigDict:
     baselines = ConfigDict()
     baselines.ridge = 0.001  # cg_sense and tikhonov
     baselines.wavelet = 0.001  # l1_wavelet
-    baselines.tv = 0.005
+    baselines.tv = 0.005  # tv
     baselines.fbp_window = "ramp"  # fbp: ramp | shepp_logan | cosine | hamming | hann
     return baselines
 
@@ -319,11 +323,11 @@ def _baselines() -> ConfigDict:
 def _eval() -> ConfigDict:
     """Reconstruction of a split, mode eval."""
     evaluation = ConfigDict()
-    evaluation.split = "test"
+    evaluation.split = "test"  # which split is reconstructed: train, validation or test
     evaluation.acquisition = "undersampled"  # which acquisitions are reconstructed, whatever was trained on
-    evaluation.solvers = ("zero_filled", "cg_sense", "l1_wavelet", "msm")
+    evaluation.solvers = ("zero_filled", "cg_sense", "l1_wavelet", "msm")  # in the order of the report
     evaluation.num_samples = 8  # posterior samples per scan
-    evaluation.batch_size = 8
+    evaluation.batch_size = 8  # scans at a time, over all devices; results do not depend on it
     evaluation.max_examples = 0  # 0: all
     evaluation.metrics = ("standard",)  # and the published codes' definitions as further columns: "paper" (MSM),
     # "clipped", "disc", "disc_histogram", "mar" (score-SDE)
@@ -338,7 +342,7 @@ def _eval() -> ConfigDict:
 def _tune() -> ConfigDict:
     """Search for the hyper-parameters of one solver on the task that evaluation has."""
     tune = ConfigDict()
-    tune.solver = "msm"
+    tune.solver = "msm"  # whose settings are searched
     tune.objective = "held_out"  # held_out: predict acquired entries that were hidden | crps: how well
     # they lie in the samples' spread, for solver.temperature alone | psnr | ssim: with references
     tune.hide = (
@@ -346,9 +350,9 @@ def _tune() -> ConfigDict:
     )
     tune.block = 8  # images: side of the squares in pixels
     tune.trials = 50  # all together: a study that has so many is finished
-    tune.split = "validation"
+    tune.split = "validation"  # on whose scans trials are judged
     tune.max_examples = 16  # the same in every trial, evenly spread over the split; 0: all
-    tune.batch_size = 8
+    tune.batch_size = 8  # scans at a time, over all devices
     tune.num_samples = 2  # posterior samples per scan, in place of eval.num_samples; their mean is judged
     tune.folder = "tune"  # inside workdir
     return tune

@@ -41,6 +41,26 @@ MOST_USED = (
 )  # fmt: skip
 
 
+SHARED = {  # settings that several sections have under one name; said where the section does not say it
+    "num_levels": "noise levels from the largest to the smallest",
+    "w": "masks per level",
+    "mask_order": "iid, or complement: no line twice before all were drawn",
+    "mask_keep": "density of the masks; 0 draws from p(S), 1 is the whole measurement in one call",
+    "reinject": "the w calls of a level see each other's result, or not",
+    "weight": "average by how often an entry was drawn, or by its probability; of score_sde the data's share of a step",
+    "eta": "share of fresh noise in a step",
+    "start_sigma": "noise level to start from; below the schedule's largest: a warm start from CG-SENSE",
+    "consistency": "how an estimate is moved to the data, see solvers/",
+    "damping": "of least_squares: how much better than under a white prior the estimate is",
+    "gamma": "step towards the data, 1 is all the way; of score_sde the likelihood's width over the noise level",
+    "predictor": "step from one level to the next, see predictor_corrector.py",
+    "corrector": "Langevin steps at a level, see predictor_corrector.py",
+    "corrector_steps": "how many of them",
+    "snr": "size of a Langevin step",
+    "grid": "masks of images: blocks along each side",
+    "drop": "masks of images: blocks that are left out",
+}
+
 MODES = {
     "train": "learn a prior from the store's acquisitions; the same command resumes",
     "eval": "reconstruct a split by several solvers and write a report",
@@ -81,7 +101,8 @@ def describe(section: str) -> list[Described]:
         for part in name.split("."):
             value = value[part] if part in value else "(none)" if name in OPTIONAL else value[part]
         shown = value if value == "(none)" else repr(value)
-        lines.append(Described(name, shown, SETTINGS[name].says(), meanings.get(name, "")))
+        meaning = meanings.get(name) or SHARED.get(name.split(".")[-1], "")
+        lines.append(Described(name, shown, SETTINGS[name].says(), meaning))
     return lines
 
 

@@ -22,7 +22,7 @@ def test_every_setting_is_described_once_with_its_default():
             continue
         for part in setting.name.split("."):
             value = value[part]
-        assert setting.default == repr(value) and setting.must_be
+        assert setting.default == repr(value) and setting.must_be and setting.meaning, setting.name
 
 
 def test_meanings_are_those_beside_the_defaults():
