@@ -152,6 +152,7 @@ def _training() -> ConfigDict:
     training.resume_every = 250  # rolling checkpoints (state + data position) for pre-emption
     training.sample_every = 1000  # picture grids
     training.max_skipped = 20  # so many steps in a row with a loss or gradient that is not finite end the run
+    training.profile = (0, 0)  # (start, steps): a trace of so many steps after step start, for xprof; (0, 0): none
     training.picture_solver = "msm"  # what reconstructs the pictures
     return training
 

@@ -26,6 +26,7 @@ from msm.infra.atomic import atomic_write_json
 from msm.infra.errors import UserError
 from msm.infra.progress import Progress
 from msm.infra.tally import Tally
+from msm.infra.watch import watching
 from msm.losses import get_loss_fn
 from msm.models.denoiser import get_denoise_fn
 from msm.models.init import init_params
@@ -137,21 +138,26 @@ class Rounds:
             self._total // em.steps, em.steps, done, self._total,
         )  # fmt: skip
         tally, judged = Tally(self._config.training.max_skipped, meta), list(meta.get("rounds", []))
-        with Progress(self._total, done, "train") as progress:
+        profile = self._config.training.profile
+        with Progress(self._total, done, "train") as progress, watching(self._run.root, done, profile) as self._watch:
             while done < self._total:
                 index = done // em.steps
                 if done % em.steps == 0:
                     state = self._begin(state)
                     if index:
                         completion.drop(self._run, index - 1)
-                pool = self._complete(index, self._placed(state.start))
+                with self._watch.evaluation():
+                    pool = self._complete(index, self._placed(state.start))
                 last = (index + 1) * em.steps
                 key = self._key(index)
                 for step in range(done + 1, last + 1):
-                    batch = sharding.shard_batch(pool.batch(next(data)), self._mesh)
-                    trained, results = self._step(state.train, batch, key)
+                    with self._watch.input():
+                        batch = sharding.shard_batch(pool.batch(next(data)), self._mesh)
+                    with self._watch.step(step):
+                        trained, results = self._step(state.train, batch, key)
                     state = state.replace(train=trained)
                     tally.add(step, results)
+                    self._watch.stepped(step, results)
                     if step < last:
                         self._record(step, state, data, tally, judged, progress)
                 done = last
@@ -227,9 +233,11 @@ class Rounds:
                 held = {"held_out": judged[-1]["held_out"]} if last else {}
                 self._metrics.write(done, {**values, "round": (done - 1) // self._config.em.steps, **held})
                 progress.update(done, **values, **held)
+                self._watch.logged(done)
         if self._saved.due(done, last, stop):
-            tree = self._layout.to_tree(state.replace(train=sharding.to_host(state.train)))
-            self._saved.save(done, tree, data, {"step": done, "rounds": judged, **tally.meta()}, last, stop)
+            with self._watch.checkpoint(done):
+                tree = self._layout.to_tree(state.replace(train=sharding.to_host(state.train)))
+                self._saved.save(done, tree, data, {"step": done, "rounds": judged, **tally.meta()}, last, stop)
         if stop and done < self._total:
             self._saved.wait()
             self._notice.stop(f"step {done} of {self._total}, which is saved")

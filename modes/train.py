@@ -18,6 +18,7 @@ from msm.infra.checkpoints import Checkpoints
 from msm.infra.errors import UserError
 from msm.infra.progress import Progress
 from msm.infra.tally import Tally
+from msm.infra.watch import watching
 from msm.infra.workdir import Workdir
 from msm.infra.writers import MetricWriter
 from msm.losses import get_loss_fn
@@ -62,11 +63,14 @@ def loop(
     draw_pictures = _get_picture_fn(experiment) if jax.process_index() == 0 else None
     key = sharding.replicate(jax.random.key(config.seed), mesh)
     tally = Tally(training.max_skipped, meta)
-    with Progress(training.num_steps, start, "train") as progress:
+    with Progress(training.num_steps, start, "train") as progress, watching(run.root, start, training.profile) as watch:
         for step in range(start + 1, training.num_steps + 1):
-            batch = sharding.shard_batch(next(data), mesh)
-            state, results = step_fn(state, batch, key)
+            with watch.input():
+                batch = sharding.shard_batch(next(data), mesh)
+            with watch.step(step):
+                state, results = step_fn(state, batch, key)
             tally.add(step, results)
+            watch.stepped(step, results)
             last, stop = step == training.num_steps, notice.reached(step)
             logged = step % training.log_every == 0 or last
             if logged or saved.due(step, last, stop):
@@ -74,13 +78,16 @@ def loop(
                 if logged:
                     metrics.write(step, values)
                     progress.update(step, **values)
+                    watch.logged(step)
             if draw_pictures and (step % training.sample_every == 0 or last):  # before the step counts as done
-                picture = draw_pictures(layout.unflatten(sharding.to_host(state.ema_params)))
-                metrics.image(step, "samples", picture)
-                atomic_write_bytes(run.path(f"samples/step_{step:07d}.png"), figures.encode_png(picture))
+                with watch.evaluation():
+                    picture = draw_pictures(layout.unflatten(sharding.to_host(state.ema_params)))
+                    metrics.image(step, "samples", picture)
+                    atomic_write_bytes(run.path(f"samples/step_{step:07d}.png"), figures.encode_png(picture))
             if saved.due(step, last, stop):
-                tree = layout.to_tree(sharding.to_host(state))
-                saved.save(step, tree, data, {"step": step, **tally.meta()}, last, stop)
+                with watch.checkpoint(step):
+                    tree = layout.to_tree(sharding.to_host(state))
+                    saved.save(step, tree, data, {"step": step, **tally.meta()}, last, stop)
             if stop and not last:
                 saved.wait()
                 notice.stop(f"step {step} of {training.num_steps}, which is saved")

@@ -12,6 +12,7 @@ from msm.configs.rules.values import (
     name_or_empty,
     number,
     one_or_pair,
+    pair,
     registered,
     several,
     text,
@@ -119,6 +120,7 @@ SETTINGS: dict[str, Rule] = {
     "training.resume_every": integer(1),
     "training.sample_every": integer(1),
     "training.max_skipped": integer(1),
+    "training.profile": pair(integer(0), "(start, steps)"),
     "training.picture_solver": SOLVER,
     **{f"em.{key}": rule for key, rule in EM.items()},
     # sampling and reconstruction

@@ -121,6 +121,15 @@ def one_or_pair(item: Rule) -> Rule:
     return Rule(holds, lambda: f"{item.says()}, or a pair of them as in 230,180 (rows, columns)")
 
 
+def pair(item: Rule, of: str) -> Rule:
+    """Two things that each obey `item`; `of` says what they are."""
+
+    def holds(values: Any) -> bool:
+        return isinstance(values, tuple | list) and len(values) == 2 and all(map(item.holds, values))
+
+    return Rule(holds, lambda: f"a pair {of}, each {item.says()}")
+
+
 def registered(module: str, registry: str, package: str | None = None) -> Callable[[], tuple[str, ...]]:
     """Returns a function that lists msm.`module`.`registry` after importing all of msm.`package`, which fills it."""
 
