@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -266,6 +267,43 @@ def get_ambient_loss(config, schedule, transform, masks, denoise) -> LossFn:
         noise = transform.forward(draw_noise(transform, split_keys(keys, 3), transform.image_shape(m.y.shape)), m.maps)
         bound, reduction = partial(denoise, params), config.loss.reduction
         return msm_loss(bound, schedule, transform, weight, m.y, given.mask, m.maps, noise, t, reduction, m.mask)
+
+    return loss
+
+
+@flax.struct.dataclass
+class Completed:
+    """Acquisitions with a completion of each: what loss 'fill_in' is given.
+
+    Attributes:
+      measurement: (B,...), the acquisitions.
+      image: (B,...), estimates of the images of which they are, made from them alone.
+    """
+
+    measurement: Measurement
+    image: jax.Array
+
+
+@LOSSES.register("fill_in")
+def get_fill_in_loss(config, schedule, transform, masks, denoise) -> Callable[[Any, Completed, jax.Array], jax.Array]:
+    """Whole inputs, judged on acquired entries alone: weight(sigma) mean |S (y - T D(x + sigma n))|^2, x a completion.
+
+    The network sees in training what solvers show it, a whole measurement without alias, and no estimate is its target
+    (modes/em.py makes the completions anew every `em.steps` steps). For (nearly) noiseless measurements.
+    """
+    weight, augment = get_loss_weight(config), get_augment_fn(config)
+
+    def loss(params, completed, key):
+        m = completed.measurement
+        keys = example_keys(key, m.example_id)
+        z = augment(split_keys(keys, 0), m.replace(y=transform.forward(completed.image, m.maps))).y
+        m = augment(split_keys(keys, 0), m)
+        t = jax.vmap(schedule.sample)(split_keys(keys, 2))
+        sigma, x = schedule.sigma(t), transform.adjoint(z, m.maps)
+        noisy = x + per_example(sigma, x) * draw_noise(transform, split_keys(keys, 3), x.shape)
+        z_t = per_example(schedule.alpha(t), z) * transform.forward(noisy, m.maps)
+        error = jnp.where(m.mask, m.y - denoise(params, z_t, jnp.ones_like(m.mask), m.maps, t).z0, 0)
+        return weight(sigma) * real_mean(error, error, observed_scalars(transform, m.mask, m.y.shape))
 
     return loss
 

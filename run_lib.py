@@ -15,11 +15,11 @@ from msm.modes import train as training
 
 
 def train(config: ConfigDict, folder: str) -> None:
-    """Trains, or resumes training, in `folder` until `training.num_steps`; loss 'em' in rounds (modes/em.py).
+    """Trains, or resumes training, in `folder` until `training.num_steps`; some losses in rounds (modes/em.py).
 
     Raises Stopped after SIGTERM or SIGINT, within a step and with that step saved.
     """
-    if config.loss.name == "em":
+    if config.loss.name in em.LOSSES:
         em.train(config, folder)
         return
     with processes.together():

@@ -26,7 +26,7 @@ from msm.infra.registry import Registry
 from msm.models.denoiser import Denoised
 from msm.operators.masks import MaskDistribution, get_masks, mask_sequence
 from msm.operators.operator import per_example
-from msm.operators.randomness import draw_noise_of, example_keys
+from msm.operators.randomness import draw_noise_of, example_keys, split_keys
 from msm.operators.transform import Transform
 from msm.predictor_corrector import PCSettings, get_pc_sampler, get_score_fn
 from msm.sde_lib import Schedule
@@ -98,30 +98,38 @@ def get_levels(settings: SamplerSettings, schedule: Schedule) -> dict[str, jax.A
     }
 
 
-def get_calls(settings: SamplerSettings, schedule: Schedule, transform: Transform, denoise, correct) -> Callable:
+def get_calls(
+    settings: SamplerSettings, schedule: Schedule, transform: Transform, denoise, correct, symmetry
+) -> Callable:
     """Returns calls(carry, drawn, maps, level, keys, eta) -> sum of the w partial estimates of a level, u after them.
 
-    `drawn` (w,B,...) are the masks; the other arguments are those of `get_sampler`.
+    `drawn` (w,B,...) are the masks, `keys` those of noise and of symmetries; the others are those of `get_sampler`.
     """
     w = settings.w
 
-    def partial_estimate(u, mask, maps, t):
+    def partial_estimate(u, mask, maps, t, keys):
         """One call on the entries of u inside mask; u and mask may stack several draws along the batch axis."""
         s_t = u * per_example(schedule.alpha(t), u)
-        out = denoise(s_t, mask, maps, t)
-        s0 = out.s0 if correct is None else jnp.where(mask, correct(out.s0, mask), 0)
-        return s0, out.eps
+        if symmetry is None:
+            out = denoise(s_t, mask, maps, t)
+            s0, eps = out.s0, out.eps
+        else:  # the network is shown another image, and what it says is moved back
+            move, back = symmetry
+            out = denoise(*move(keys, s_t, mask, maps), t)
+            s0, eps = back(keys, out.s0), back(keys, out.eps)
+        return s0 if correct is None else jnp.where(mask, correct(s0, mask), 0), eps
 
     def independent_calls(carry, drawn, maps, level, keys, eta):
         """All w masks look at the same u: one batched call of w * B. Returns sum_i s0_i and the unchanged u."""
-        del keys, eta
+        del eta
 
         def stack(a):
             return None if a is None else jnp.broadcast_to(a, (w, *a.shape)).reshape(-1, *a.shape[1:])
 
         flat = drawn.reshape(-1, *drawn.shape[2:])
         t = jnp.full((flat.shape[0],), level["t"])
-        s0, _ = partial_estimate(stack(carry.u), flat, stack(maps), t)
+        moved = jax.vmap(partial(split_keys, keys[1]))(level["index"] * w + jnp.arange(w)).reshape(-1)
+        s0, _ = partial_estimate(stack(carry.u), flat, stack(maps), t, moved)
         return jnp.sum(s0.reshape(w, *carry.u.shape), axis=0), carry.u
 
     def reinjecting_calls(carry, drawn, maps, level, keys, eta):
@@ -131,8 +139,9 @@ def get_calls(settings: SamplerSettings, schedule: Schedule, transform: Transfor
         def call(state, draw):
             u, total = state
             mask, index = draw
-            s0, eps = partial_estimate(u, mask, maps, jnp.full((u.shape[0],), level["t"]))
-            xi = draw_noise_of(transform, keys, (level["index"] + 1) * (w + 1) + index, u.shape)
+            t, moved = jnp.full((u.shape[0],), level["t"]), split_keys(keys[1], level["index"] * w + index)
+            s0, eps = partial_estimate(u, mask, maps, t, moved)
+            xi = draw_noise_of(transform, keys[0], (level["index"] + 1) * (w + 1) + index, u.shape)
             return (jnp.where(mask, reverse_step(s0, eps, xi, level["sigma"], fresh), u), total + s0), None
 
         (u, total), _ = jax.lax.scan(call, (carry.u, jnp.zeros_like(carry.u)), (drawn, jnp.arange(w)))
@@ -156,7 +165,8 @@ def get_sampler(
     masks: MaskDistribution,
     denoise: Callable[..., Denoised],
     correct: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
-    project: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    project: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
+    symmetry: tuple[Callable, Callable] | None = None,
 ) -> Callable:
     """Returns sample(keys, maps, start, eta) -> z of the last estimate, shape of `start`.
 
@@ -167,28 +177,30 @@ def get_sampler(
       masks: where the masks of the partial calls are drawn from.
       denoise: denoise(s_t, mask, maps, t) -> Denoised, parameters bound.
       correct: optional data consistency, correct(s0, mask) -> s0, applied to every partial estimate.
-      project: optional data consistency, project(zhat, sigma) -> zhat, applied to the aggregated estimate of a level.
+      project: optional data consistency, project(zhat, sigma, keys (B,)) -> zhat, applied to the aggregated estimate of
+        a level; the keys are the level's own, for what it draws.
+      symmetry: optional `operators.augment.get_symmetry_fns`: every call sees a random symmetry of u and of the maps.
 
     `sample`: keys (B,) one per example; start (B, ...) the measurement that the first level's noise is added to, 0 to
     sample from pure noise; eta a traced float. Memory does not grow with the number of levels, network calls are
     num_levels * w.
     """
     w, levels, probability = settings.w, get_levels(settings, schedule), masks.inclusion_probability()
-    calls = get_calls(settings, schedule, transform, denoise, correct)
+    calls = get_calls(settings, schedule, transform, denoise, correct, symmetry)
     noise = partial(draw_noise_of, transform)
 
     def sample(keys, maps, start, eta):
-        mask_keys, noise_keys = (jax.vmap(lambda k, n=n: jax.random.fold_in(k, n))(keys) for n in range(2))
+        mask_keys, noise_keys, symmetry_keys, project_keys = (split_keys(keys, n) for n in range(4))
 
         def level_step(carry, level):
-            draw_keys = jax.vmap(lambda k: jax.random.fold_in(k, level["index"]))(mask_keys)
+            draw_keys = split_keys(mask_keys, level["index"])
             drawn, covered = jax.vmap(lambda k, c: mask_sequence(masks, k, w, settings.mask_order, c), out_axes=(1, 0))(
                 draw_keys, carry.covered
             )
-            total, u = calls(carry, drawn, maps, level, noise_keys, eta)
+            total, u = calls(carry, drawn, maps, level, (noise_keys, symmetry_keys), eta)
             zhat = aggregate(settings, probability, total, drawn, carry.zhat)
             if project is not None:
-                zhat = project(zhat, level["sigma"])
+                zhat = project(zhat, level["sigma"], split_keys(project_keys, level["index"]))
             target = zhat if settings.order == 1 else zhat + level["ahead"] * (zhat - carry.zhat)
             if settings.step == "plug_and_play":
                 return _Carry(target, zhat, covered), None

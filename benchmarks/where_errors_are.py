@@ -26,6 +26,7 @@ from msm.experiment import Experiment
 from msm.infra import checkpoints, command_line
 from msm.infra.atomic import atomic_write_text
 from msm.infra.errors import UserError
+from msm.operators.measurement import PADDING_ID
 from msm.solvers import get_solver
 
 FLAGS = flags.FLAGS
@@ -48,7 +49,7 @@ def place_table(experiment, params, batches) -> list[dict]:
         solved = solve_batches(experiment, name, params, [batch.measurement for batch in batches])
         found: dict[tuple[str, str], list[np.ndarray]] = {}
         for batch, x in zip(batches, solved, strict=True):
-            kept = np.asarray(batch.measurement.example_id) != datasets.PADDING_ID
+            kept = np.asarray(batch.measurement.example_id) != PADDING_ID
             errors = where.error_by_zone(experiment.transform, x, batch.reference, batch.measurement)
             for place, values in errors.items():
                 found.setdefault(place, []).append(values[kept])
@@ -106,7 +107,7 @@ def main(_: list[str]) -> None:
     if batches[0].reference is None:
         raise UserError(f"{config.data.dir} has no references of split {settings.split!r}: take another eval.split")
     params, _ = checkpoints.load_ema_params(FLAGS.checkpoint, experiment.template_params())
-    kept = np.concatenate([np.asarray(batch.measurement.example_id) != datasets.PADDING_ID for batch in batches])
+    kept = np.concatenate([np.asarray(batch.measurement.example_id) != PADDING_ID for batch in batches])
     measurement = jax.tree.map(lambda *arrays: np.concatenate(arrays)[kept], *(batch.measurement for batch in batches))
     reference = np.concatenate([np.asarray(batch.reference) for batch in batches])[kept]
     tables = {

@@ -91,7 +91,7 @@ def _denoiser() -> ConfigDict:
     """From a partial measurement to an estimate, around the network."""
     denoiser = ConfigDict()
     denoiser.parametrization = "edm"  # edm | eps | score
-    denoiser.sandwich = "wiener"  # wiener | adjoint
+    denoiser.sandwich = "wiener"  # wiener | adjoint | exact (wiener solved by rows where masks are of whole columns)
     denoiser.cg_steps = 4  # conjugate-gradient steps of the wiener sandwich
     denoiser.sigma_data = 0.3  # standard deviation of an image per real scalar
     return denoiser
@@ -116,7 +116,7 @@ def _loss() -> ConfigDict:
     """What training minimises, and what it makes of an acquisition."""
     loss = ConfigDict()
     loss.name = "msm"  # msm | msm_sure (noisy measurements) | dsm (clean images: the oracle) |
-    # em (rounds of completing the acquisitions, config.em) |
+    # em, fill_in (rounds of completing the acquisitions, config.em) |
     # rivals that learn from measurements: ssdu (config.ssdu) | ambient
     loss.reduction = "observed"  # observed | all (the published code's: mean over measured and unmeasured scalars)
     loss.min_keep = 0.7  # each example keeps a uniform(min_keep, 1) share of its acquired lines; 1 keeps all
@@ -158,15 +158,18 @@ def _training() -> ConfigDict:
 
 
 def _em() -> ConfigDict:
-    """Of loss em (modes/em.py): rounds of completing the training acquisitions and of learning from the completions."""
+    """Of losses em and fill_in (modes/em.py): rounds of completing the training scans and of learning from that."""
     em = ConfigDict()
     em.steps = 1000  # of a round; training.num_steps is of all rounds together
+    em.restart = True  # every round has an optimiser of its own, from the averaged parameters; False: it goes on
+    em.hide = 0.0  # fill_in: share of the acquired lines outside the ACS (of images: squares) that em.solver is not shown
     em.start = "wavelet"  # first completions: wavelet (l1-wavelet reconstructions) | prior (those of em.solver)
     em.checkpoint = ""  # workdir whose parameters to start from; empty: random ones
     em.solver = "msm"  # what completes
     em.num_samples = 2  # completions of each acquisition, in place of eval.num_samples
     em.num_levels = 14  # in place of solver.num_levels
     em.start_sigma = 0.5  # in place of solver.start_sigma
+    em.conditional = "mean"  # in place of solver.conditional
     em.batch_size = 8  # acquisitions completed at once, over all devices
     em.augment = ("flip", "shift", "phase", "warp", "contrast")  # see operators/image_augment.py
     em.judge = "msm_fast"  # what predicts hidden entries after each round; what is hidden: config.tune
@@ -218,6 +221,11 @@ def _solver() -> ConfigDict:
     solver.consistency = "least_squares"  # least_squares | pseudo_inverse | entries, see solvers/msm.py
     solver.cg_steps = 20  # of least_squares where masks are not whole columns; those are solved exactly
     solver.damping = 1.0  # of least_squares: how much better than under a white prior the network's estimate is
+    solver.conditional = "draw"  # of least_squares: draw (perturb and MAP) | mean (samples half as spread in variance)
+    solver.variance = "white"  # of least_squares, of the network's estimate: white | residual
+    solver.symmetry = (
+        False  # every call sees a random symmetry (data.augment) of the image, whose estimate is moved back
+    )
     solver.gamma = 1.0  # step towards the data; 1 is all the way (with entries: acquired ones get their values back)
     solver.order = 1  # 1 | 2: a second-order step costs no further network call, see sampling.py
     solver.eta = 1.0
@@ -233,6 +241,8 @@ def _msm_fast() -> ConfigDict:
     fast.mask_keep = 1.0
     fast.consistency = "least_squares"
     fast.damping = 1.0
+    fast.variance = "white"  # of least_squares, of the network's estimate: white | residual
+    fast.symmetry = True  # every call sees a random symmetry (data.augment) of the image
     fast.gamma = 1.0
     return fast
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from msm.models.denoiser import per_example
 from msm.operators.measurement import Measurement
+from msm.operators.operator import per_example
 from msm.operators.transform import Transform
 from msm.solvers.l1_wavelet import shrink_wavelets
 

@@ -25,7 +25,7 @@ SCIENCE = (
 )
 # Sections of the config that decide no result of a given network: how it was trained, what else is drawn from it, and
 # what the store's manifest says. Of `eval` and `tune` some settings do: who asks adds them.
-_OF_NO_RESULT = ("data", "optim", "training", "sampling", "eval", "tune")
+_OF_NO_RESULT = ("data", "optim", "training", "em", "sampling", "eval", "tune")
 _OF_NO_DATA = ("notes", "licences", "versions")  # in a store's manifest
 
 Arrays = Mapping[str, np.ndarray]
@@ -53,11 +53,12 @@ def code_checksum() -> int:
 def settings_of(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """{section: {setting: value}} of all that a solver's result depends on, whichever solver it is."""
     sections = config.copy_and_resolve_references().items()
-    return {
+    settings = {
         name: section.to_dict()
         for name, section in sections
         if isinstance(section, ConfigDict) and name not in _OF_NO_RESULT
     }
+    return settings | {"data": {"augment": tuple(config.data.augment)}}  # the symmetries that solvers draw from
 
 
 def stamp(

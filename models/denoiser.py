@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from msm.infra.registry import Registry
 from msm.operators.conjugate_gradient import conjugate_gradient
+from msm.operators.inverse import falls_into_rows, solve_rows
 from msm.operators.operator import per_example
 from msm.operators.transform import Transform, normal
 from msm.sde_lib import Schedule
@@ -88,6 +89,22 @@ def get_wiener(denoiser, transform: Transform) -> Sandwich:
         return conjugate_gradient(lambda x: normal(transform, x, mask, maps) + damping * x, b, steps)
 
     return wiener
+
+
+@SANDWICHES.register("exact")
+def get_exact(denoiser, transform: Transform) -> Sandwich:
+    """'wiener' without an error of its steps where masks keep whole columns (`solve_rows`); elsewhere 'wiener'.
+
+    At sigma .005 four conjugate-gradient steps leave half as much misfit again as there has to be.
+    """
+    iterative, sigma_data = get_wiener(denoiser, transform), denoiser.sigma_data
+
+    def exact(u, mask, maps, sigma):
+        if not falls_into_rows(transform, mask, maps):
+            return iterative(u, mask, maps, sigma)
+        return solve_rows(mask, maps, transform.adjoint(u, maps), (sigma / sigma_data) ** 2)
+
+    return exact
 
 
 @PARAMETRIZATIONS.register("eps")

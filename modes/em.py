@@ -18,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from msm import datasets
+from msm.builders.order import epoch_order
 from msm.configs.rules import stored
 from msm.evaluation import held_out
 from msm.experiment import build
@@ -32,11 +33,11 @@ from msm.models.denoiser import get_denoise_fn
 from msm.models.init import init_params
 from msm.modes import completion
 from msm.modes.train import order_of
-from msm.operators.measurement import Measurement
 from msm.operators.whole_image import WholeImage
 from msm.optimizer import Layout, TrainState, get_optimizer, get_step_fn, init_state
 from msm.solvers import get_solver
 
+LOSSES = ("em", "fill_in")  # that are trained here
 MAXIMISE, JUDGE = 0x3A, 0x3D  # set the keys of training and of judging apart from those of the other modes
 _ENDLESS = 2**40  # batches
 
@@ -46,7 +47,7 @@ class RoundState:
     """What a run needs to go on, also within a round; in checkpoints vectors are trees (`Layout.to_tree`).
 
     Attributes:
-      train: of the round, on the devices; its step counts from 0 in every round.
+      train: on the devices; with `em.restart` of the round alone, and its step counts from 0 in every round.
       start: (N,) numpy, the parameters that the round's completions are made with.
       ema_params: (N,) numpy, of the best round so far, before the first one's end those that the run began with: what
         evaluation, tuning and sampling load.
@@ -66,6 +67,7 @@ def train(config: ConfigDict, folder: str) -> None:
     with processes.together():
         config = completion.on_acquisitions(config)
         experiment = build(config)
+        completion.check(config)
         info, order = datasets.dataset_info(config), order_of(config)
         judge = Judge(experiment)
         if config.em.checkpoint:
@@ -119,7 +121,8 @@ class Rounds:
         self._judge, self._run, self._metrics, self._saved, self._notice = judge, run, metrics, saved, notice
         self._mesh = experiment.mesh
         per_round = self._config.copy_and_resolve_references()
-        per_round.training.num_steps = self._config.em.steps  # the learning rate rises and falls in every round
+        if self._config.em.restart:  # the learning rate rises and falls in every round
+            per_round.training.num_steps = self._config.em.steps
         self._optimizer = get_optimizer(per_round)
         self._layout = Layout(experiment.template_params())
         step = get_step_fn(per_round, get_image_loss(experiment), self._optimizer, self._layout)
@@ -172,7 +175,7 @@ class Rounds:
 
         def read(step: int) -> np.ndarray:
             start = step * size + jax.process_index() * share
-            return datasets.epoch_order(config.seed, count, start, share)
+            return epoch_order(config.seed, count, start, share)
 
         return iter(grain.MapDataset.range(_ENDLESS).map(read).to_iter_dataset())
 
@@ -195,8 +198,10 @@ class Rounds:
         return RoundState(init_state(params, self._optimizer), flat, flat)
 
     def _begin(self, state: RoundState) -> RoundState:
-        """The next round starts from the averaged parameters of the last one, with a new optimiser."""
+        """The next round completes with the averaged parameters of the last one, and starts or goes on from them."""
         start = sharding.to_host(state.train.ema_params)
+        if not self._config.em.restart:
+            return state.replace(start=start)
         fresh = init_state(self._layout.unflatten(start), self._optimizer)
         return RoundState(sharding.replicate(fresh, self._mesh), start, state.ema_params)
 
@@ -243,12 +248,17 @@ class Rounds:
             self._notice.stop(f"step {done} of {self._total}, which is saved")
 
 
-def get_image_loss(experiment) -> Callable[[Any, Measurement, jax.Array], jax.Array]:
-    """The loss of `config.loss.name` for batches of `completion.Pool`: T is the identity on the coils' support."""
-    config, whole = experiment.config, WholeImage(experiment.transform)
+def get_image_loss(experiment) -> Callable[[Any, Any, jax.Array], jax.Array]:
+    """The loss of `config.loss.name` for batches of `completion.Pool`.
+
+    For 'em' T is the identity on the coils' support: completions are whole images, whatever they were measured with.
+    """
+    config, schedule, masks = experiment.config, experiment.schedule, experiment.masks
+    if config.loss.name == "fill_in":
+        return get_loss_fn(config, schedule, experiment.transform, masks, experiment.denoise)
+    whole = WholeImage(experiment.transform)
 
     def net(params, images, time):
         return experiment.model.apply({"params": params}, images, time)
 
-    denoise = get_denoise_fn(config, experiment.schedule, whole, net)
-    return get_loss_fn(config, experiment.schedule, whole, experiment.masks, denoise)
+    return get_loss_fn(config, schedule, whole, masks, get_denoise_fn(config, schedule, whole, net))

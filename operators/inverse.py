@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
 
 from msm.operators.conjugate_gradient import conjugate_gradient
 from msm.operators.fourier import COLUMNS, fft2c, ifft2c
@@ -32,7 +33,7 @@ def get_damped_inverse(transform: Transform, mask: Array, maps: Array | None, cg
     b. With mu = 0 it is the pseudo-inverse (T^H S T)^+ b, for b in the range of T^H S (conjugate gradients: as far as
     their steps lead).
     """
-    if type(transform) is MultiCoilFourier and maps is not None and mask.shape[-2] == 1:
+    if falls_into_rows(transform, mask, maps):
         return _row_solver(mask, maps)
     if type(transform) is Identity:  # of a subclass T may be anything
         return lambda b, mu: damped_reciprocal(every_copy(mask, b.shape[0]), per_example(mu, b)) * b
@@ -45,15 +46,39 @@ def get_damped_inverse(transform: Transform, mask: Array, maps: Array | None, cg
     return solve
 
 
-def _row_solver(mask: Array, maps: Array) -> Callable:
-    """Row h of T^H S T is sum_c diag(C_c*) P diag(C_c), with P = F^H S F the same W x W projection for all rows."""
+def falls_into_rows(transform: Transform, mask: Array, maps: Array | None) -> bool:
+    """Whether T^H S T leaves the rows of an image to themselves: multi-coil MRI with masks of whole columns."""
+    return type(transform) is MultiCoilFourier and maps is not None and mask.shape[-2] == 1
+
+
+def _row_matrices(mask: Array, maps: Array):
+    """(B,H,W,W): row h of T^H S T is sum_c diag(C_c*) P diag(C_c), with P = F^H S F the same W x W for all rows."""
     width = maps.shape[-1]
     unit = jnp.eye(width, dtype=maps.dtype)
     keep = jnp.reshape(mask, (-1, 1, width))
     projection = ifft2c(jnp.where(keep, fft2c(unit, COLUMNS), 0), COLUMNS)  # (B,W,W), row j: P applied to unit vector j
     projection = jnp.swapaxes(projection, -1, -2)
     coils = jnp.einsum("bchi,bchj->bhij", jnp.conj(maps), maps)
-    values, vectors = jnp.linalg.eigh(coils * projection[:, None])  # (B,H,W), (B,H,W,W)
+    return coils * projection[:, None]
+
+
+def solve_rows(mask: Array, maps: Array, b, mu):
+    """(T^H S T + mu I)^-1 b exactly, once, where `falls_into_rows`: one Cholesky factor per row.
+
+    Args:
+      mask: (B,1,1,W) bool.
+      maps: (B,C,H,W) complex64.
+      b: (B,H,W) complex64.
+      mu: (B,) > 0. Rounding grows with its inverse.
+    """
+    shifted = _row_matrices(mask, maps) + per_example(mu, b)[..., None] * jnp.eye(b.shape[-1], dtype=b.dtype)
+    factor = jnp.linalg.cholesky(shifted)
+    half = solve_triangular(factor, b[..., None], lower=True)
+    return solve_triangular(factor, half, lower=True, trans="C")[..., 0]
+
+
+def _row_solver(mask: Array, maps: Array) -> Callable:
+    values, vectors = jnp.linalg.eigh(_row_matrices(mask, maps))  # (B,H,W), (B,H,W,W)
     certain = jnp.where(values > RANK_CUTOFF, values, 0)
 
     def solve(b, mu):

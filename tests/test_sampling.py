@@ -86,26 +86,46 @@ def test_full_noiseless_data_return_the_exact_image_whatever_the_network_says(ch
 def test_msm_fast_is_one_estimate_of_the_msm_solver_without_noise():
     """No key matters, samples are one, calls are levels; its own section has the settings, warm start included."""
     config = solver_config()
-    config.msm_fast.update(num_levels=3, start_sigma=1.0, damping=2.0)
+    config.msm_fast.update(num_levels=3, start_sigma=1.0, damping=2.0, symmetry=False)
     m, fast = toy_measurement(), get_solver(config, experiment(config), "msm_fast")
     assert (fast.num_samples, fast.nfe, fast.hyper["damping"]) == (1, 3, 2.0)
     assert fast.search.keys() == {"gamma", "damping"} and not fast.spread
     x = fast.solve(jax.random.key(0), PARAMS, m, fast.hyper)
     np.testing.assert_array_equal(x, fast.solve(jax.random.key(1), PARAMS, m, fast.hyper))
-    config.solver.update(num_levels=3, start_sigma=1.0, damping=2.0, step="plug_and_play")
+    config.solver.update(num_levels=3, start_sigma=1.0, damping=2.0, step="plug_and_play", variance="white")
     same = get_solver(config, experiment(config), "msm")
     np.testing.assert_allclose(x, same.solve(jax.random.key(0), PARAMS, m, same.hyper), atol=1e-6)
     assert config.eval.num_samples == 2  # the preset does not change what others see
 
 
+@pytest.mark.parametrize("names", [("flip", "shift"), ("flip", "shift", "phase")], ids=len)
+def test_a_symmetry_per_level_changes_what_the_network_sees_and_nothing_else(names):
+    """A network that commutes with flips and shifts gives the same, also where maps are 0 and have to be moved along.
+
+    One that treats real and imaginary parts differently does not commute with a phase.
+    """
+    config, m = solver_config(), toy_measurement()
+    config.data.augment = names
+    config.msm_fast.update(num_levels=3, start_sigma=1.0, symmetry=False)
+    m.maps[..., :3, :] = 0
+    solvers = [get_solver(config, experiment(config), "msm_fast")]
+    config.msm_fast.symmetry = True
+    solvers.append(get_solver(config, experiment(config), "msm_fast"))
+    plain, moved = (solver.solve(jax.random.key(0), PARAMS, m, solver.hyper) for solver in solvers)
+    assert solvers[0].nfe == solvers[1].nfe == 3
+    assert (np.abs(plain - moved).max() < 2e-5) == ("phase" not in names)
+
+
 def test_msm_fast_may_see_one_mask_of_the_data_per_level():
     """`mask_keep` 0: masks are drawn, so the key matters; the same as msm with those settings, whatever its weights."""
     config = solver_config(weight="population")
-    config.msm_fast.update(num_levels=3, start_sigma=1.0, mask_keep=0.0)
+    config.msm_fast.update(num_levels=3, start_sigma=1.0, mask_keep=0.0, symmetry=False)
     m, fast = toy_measurement(), get_solver(config, experiment(config), "msm_fast")
     x, other = (fast.solve(jax.random.key(k), PARAMS, m, fast.hyper) for k in (0, 1))
     assert fast.nfe == 3 and np.all(np.isfinite(x)) and np.abs(x - other).max() > 1e-4
-    config.solver.update(num_levels=3, start_sigma=1.0, step="plug_and_play", mask_keep=0.0, weight="count")
+    config.solver.update(
+        num_levels=3, start_sigma=1.0, step="plug_and_play", mask_keep=0.0, weight="count", variance="white"
+    )
     same = get_solver(config, experiment(config), "msm")
     np.testing.assert_allclose(x[0], same.solve(jax.random.key(0), PARAMS, m, same.hyper)[0], atol=1e-6)
 

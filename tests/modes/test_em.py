@@ -1,8 +1,10 @@
 """Training in rounds: what a round learns from, exact resume wherever it is killed, the best round for evaluation."""
 
+import ast
 import json
 import shutil
 import warnings
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,15 +17,16 @@ from msm.configs.rules.check import find_problems
 from msm.experiment import build
 from msm.infra import checkpoints, rounds
 from msm.modes import completion, em
+from tests.helpers import tiny_model
 from tests.helpers.pictures import small_image_config
-from tests.helpers.small_runs import Killed, small_config
+from tests.helpers.small_runs import Killed
 
 pytestmark = pytest.mark.usefixtures("compiler")
 
 
 def em_config(store):
-    """`small_config` in two rounds of two steps."""
-    config, own = small_config(store), brain64_em.get_config("smoke")
+    """The tiny network in two rounds of two steps."""
+    config, own = tiny_model.get_config(store, {"denoiser.sandwich": "wiener"}), brain64_em.get_config("smoke")
     for section in ("loss", "schedule", "optim", "em"):
         config[section].update(own[section])
     return config
@@ -138,9 +141,67 @@ def test_the_first_round_may_start_from_another_checkpoint(config, trained, tmp_
     assert not np.array_equal(state_of(tmp_path, 2)["['ema_params']" + name.removeprefix("['start']")], value)
 
 
+def test_references_that_are_nan_change_no_bit(nan_reference_store, trained, tmp_path):
+    """Neither completing nor learning nor judging looks at them."""
+    run_lib.train(em_config(nan_reference_store), str(tmp_path))
+    assert_same(tmp_path, trained)
+
+
+@pytest.mark.parametrize("module", [em, completion], ids=lambda module: module.__name__)
+def test_rounds_have_no_way_to_a_reference(module):
+    tree = ast.parse(Path(module.__file__).read_text())
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    used |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert not {"reference", "References", "open_references", "eval_batches", "EvalExample"} & used
+    assert "dataset_info" in used or "open_acquisitions" in used  # the way that there is
+
+
+@pytest.mark.parametrize("kind", ["scans", "pictures"])
+def test_fill_in_goes_on_with_fresh_completions_and_resumes_bit_for_bit(
+    kind, config, image_store, tmp_path, monkeypatch
+):
+    """Completions are made from a part of what was acquired and hold that part; the optimiser is not started anew."""
+    if kind == "pictures":
+        config = small_image_config(image_store)
+        config.model.name, config.training.num_steps, config.training.batch_size = "tiny", 4, 2
+        config.em.update(steps=2, batch_size=2, num_levels=2, augment=("mirror",))
+    config.loss.name = "fill_in"
+    config.em.update(restart=False, hide=0.3, solver="msm_fast", num_samples=1)
+    assert find_problems(config, "train") == []
+    pools, make = [], completion.Pool.batch
+
+    def watched(self, places):
+        pools.append(self)
+        if len(pools) == 4:
+            raise Killed
+        return make(self, places)
+
+    monkeypatch.setattr(completion.Pool, "batch", watched)
+    with pytest.raises(Killed):
+        run_lib.train(config, str(tmp_path / "killed"))
+    assert np.any(pools[0].images != pools[3].images)
+    for folder in ("killed", "straight"):
+        run_lib.train(config, str(tmp_path / folder))
+    assert_same(tmp_path / "killed", tmp_path / "straight")
+    assert int(state_of(tmp_path / "straight")["['train']['step']"]) == 4
+    experiment, batch = build(config), make(pools[0], np.arange(2))
+    m = pools[0].acquisitions.batch(np.arange(2))
+    seen = completion._show(config, 0, m).mask
+    assert np.all(m.mask | ~seen) and 0 < seen.sum() < m.mask.sum()
+    z = np.asarray(experiment.transform.forward(batch.image, m.maps))
+    shown = np.broadcast_to(seen, z.shape)
+    close = np.abs(z - m.y) < 1e-4
+    assert (
+        np.all(close[shown])
+        if kind == "pictures"
+        else np.mean(np.abs(z - m.y)[shown]) < 0.5 * np.mean(np.abs(m.y)[shown])
+    )
+
+
 def test_pictures_are_completed_too(image_store, tmp_path):
+    tiny_model.register()
     config = small_image_config(image_store)
-    config.loss.name = "em"
+    config.loss.name, config.model.name = "em", "tiny"
     config.em.update(steps=config.training.num_steps, batch_size=2, num_levels=2, augment=("mirror",))
     assert find_problems(config, "train") == []
     run_lib.train(config, str(tmp_path))

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from msm.models.denoiser import SANDWICHES
 from msm.operators.conjugate_gradient import conjugate_gradient
 from msm.operators.inverse import get_damped_inverse
 from msm.operators.transform import get_transform, normal
@@ -33,3 +34,22 @@ def test_rows_agree_with_conjugate_gradients_on_an_odd_size_with_empty_corners()
     exact = get_damped_inverse(transform, mask, maps, cg_steps=0)(b, jnp.asarray([0.2]))
     iterated = conjugate_gradient(lambda x: normal(transform, x, mask, maps) + 0.2 * x, b, 60)
     np.testing.assert_allclose(exact, iterated, atol=1e-4 * float(jnp.abs(exact).max()))
+
+
+def test_the_exact_sandwich_is_the_posterior_mean_that_conjugate_gradients_tend_to():
+    """At sigma .005, where their four steps are far from it; masks of entries are as 'wiener' has them."""
+    config, m = toy_config(), toy_measurement(batch=2)
+    transform, sigma = get_transform(config), jnp.asarray([0.005, 0.3])
+    mask = np.broadcast_to(m.mask, (2, 1, 1, m.mask.shape[-1]))
+    exact, iterated = (SANDWICHES[name](config.denoiser, transform) for name in ("exact", "wiener"))
+    x = exact(m.y, mask, m.maps, sigma)
+    b, mu = transform.adjoint(m.y, m.maps), (sigma / config.denoiser.sigma_data)[:, None, None] ** 2
+
+    def misfit(x):
+        return np.asarray(jnp.linalg.norm(normal(transform, x, mask, m.maps) + mu * x - b, axis=(1, 2)))
+
+    assert np.all(misfit(x) < 1e-4 * np.linalg.norm(b, axis=(1, 2)))
+    assert misfit(iterated(m.y, mask, m.maps, sigma))[0] > 10 * misfit(x)[0]
+    two_dimensional = np.broadcast_to(mask, (2, 1, 16, 16))
+    both = (sandwich(m.y, two_dimensional, m.maps, sigma) for sandwich in (exact, iterated))
+    np.testing.assert_array_equal(*both)
