@@ -162,7 +162,7 @@ def _em() -> ConfigDict:
     em = ConfigDict()
     em.steps = 1000  # of a round; training.num_steps is of all rounds together
     em.restart = True  # every round has an optimiser of its own, from the averaged parameters; False: it goes on
-    em.hide = 0.0  # fill_in: share of the acquired lines outside the ACS (of images: squares) that em.solver is not shown
+    em.hide = 0.0  # fill_in: share of acquired lines outside the ACS (images: squares) not shown to em.solver
     em.start = "wavelet"  # first completions: wavelet (l1-wavelet reconstructions) | prior (those of em.solver)
     em.checkpoint = ""  # workdir whose parameters to start from; empty: random ones
     em.solver = "msm"  # what completes
