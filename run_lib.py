@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from msm import datasets
 from msm.configs.rules import stored
 from msm.experiment import build
-from msm.infra import checkpoints, preemption, processes, writers
+from msm.infra import checkpoints, preemption, processes, trackers, workdir, writers
 from msm.modes import em, opening
 from msm.modes import evaluate as evaluation
 from msm.modes import sample as generation
@@ -27,13 +27,14 @@ def train(config: ConfigDict, folder: str) -> None:
         training.check_noise(config)
         experiment = build(config)
         order = training.order_of(config)
+        package = trackers.find(config.training.tracker)
     with processes.together():
         opened = stored.open_workdir(folder, config, "train", order)
     with opened as run:
         writers.setup_logging(run.root, "train")
         with (
             preemption.watch() as notice,
-            writers.MetricWriter(run.root) as metrics,
+            writers.MetricWriter(run.root, trackers.Tracker(package, run.root, workdir.flat(config))) as metrics,
             checkpoints.Checkpoints(run.root, config.training.checkpoint_every, config.training.resume_every) as saved,
         ):
             training.loop(experiment, run, data, metrics, saved, notice)

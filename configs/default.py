@@ -154,6 +154,7 @@ def _training() -> ConfigDict:
     training.max_skipped = 20  # so many steps in a row with a loss or gradient that is not finite end the run
     training.profile = (0, 0)  # (start, steps): a trace of so many steps after step start, for xprof; (0, 0): none
     training.picture_solver = "msm"  # what reconstructs the pictures
+    training.tracker = "none"  # a further record of the scalars: none | wandb | trackio, where that is installed
     return training
 
 

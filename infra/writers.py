@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from msm.infra import plain_json
 from msm.infra.atomic import atomic_write_text, safe_join
+from msm.infra.trackers import Tracker
 
 CHATTY_LOGGERS = ("absl", "jax", "orbax", "grain", "tensorboardX", "matplotlib", "PIL", "alembic", "optuna")
 
@@ -32,9 +33,11 @@ class MetricWriter:
 
     Args:
       workdir: folder of the run.
+      tracker: gets the scalars too, if there is one.
     """
 
-    def __init__(self, workdir: str | os.PathLike):
+    def __init__(self, workdir: str | os.PathLike, tracker: Tracker | None = None):
+        self._tracker = tracker
         self._path = safe_join(workdir, "metrics.jsonl")
         self._folder = safe_join(workdir, "tensorboard")
         self._writes = jax.process_index() == 0
@@ -47,6 +50,8 @@ class MetricWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+        if self._tracker is not None and self._writes:
+            self._tracker.finish()
 
     def rewind(self, step: int) -> None:
         """Forgets everything after `step`; call it once at the start of training with the step resumed from (or 0).
@@ -77,6 +82,8 @@ class MetricWriter:
         for name, value in values.items():
             self._show(step, summary.scalar(name, value))
         self._tensorboard().flush()
+        if self._tracker is not None:
+            self._tracker.log(int(step), values)
 
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
         """Shows a picture in TensorBoard. picture: (H,W,3) uint8."""

@@ -22,7 +22,7 @@ from msm.builders.order import epoch_order
 from msm.configs.rules import stored
 from msm.evaluation import held_out
 from msm.experiment import build
-from msm.infra import checkpoints, preemption, processes, sharding, writers
+from msm.infra import checkpoints, preemption, processes, sharding, trackers, workdir, writers
 from msm.infra.atomic import atomic_write_json
 from msm.infra.errors import UserError
 from msm.infra.progress import Progress
@@ -73,12 +73,13 @@ def train(config: ConfigDict, folder: str) -> None:
         if config.em.checkpoint:
             stored.check_checkpoint_config(config.em.checkpoint, config)
             checkpoints.kept_steps(config.em.checkpoint)
+        package = trackers.find(config.training.tracker)
         opened = stored.open_workdir(folder, config, "train", order)
     with opened as run:
         writers.setup_logging(run.root, "train")
         with (
             preemption.watch() as notice,
-            writers.MetricWriter(run.root) as metrics,
+            writers.MetricWriter(run.root, trackers.Tracker(package, run.root, workdir.flat(config))) as metrics,
             checkpoints.Checkpoints(run.root, config.em.steps, config.training.resume_every) as saved,
         ):
             Rounds(experiment, info, judge, run, metrics, saved, notice).run()

@@ -17,6 +17,7 @@ from msm.configs.rules.values import (
     several,
     text,
 )
+from msm.infra.trackers import NAMES as TRACKERS
 
 RESERVED_FOLDERS = ("checkpoints", "checkpoints-meta", "tensorboard", "samples", "em", "tune")
 
@@ -122,6 +123,7 @@ SETTINGS: dict[str, Rule] = {
     "training.max_skipped": integer(1),
     "training.profile": pair(integer(0), "(start, steps)"),
     "training.picture_solver": SOLVER,
+    "training.tracker": choice(*TRACKERS),
     **{f"em.{key}": rule for key, rule in EM.items()},
     # sampling and reconstruction
     **{f"sampling.{key}": rule for key, rule in SAMPLER.items()},
