@@ -47,6 +47,14 @@ def set_size(config: ConfigDict, size: Size) -> None:
             config.data.image_size = as_setting(size)
 
 
+def fit(config: ConfigDict, raw: RawVolume, options: Options) -> None:
+    """Sets what belongs to the scan, in place: size, coils, task. Raises UserError where the config is then wrong."""
+    set_size(config, options.shape_of(raw.kspace.shape[2:]))
+    config.data.num_coils = min(raw.kspace.shape[1], options.coils or raw.kspace.shape[1])
+    config.task.name = "acquired"
+    config_check.check(config)
+
+
 def batches(scan: Scan, name: str, size: int) -> Iterator[EvalExample]:
     """Yields the slices in batches of `size`, their ids from 0; the last is filled up with copies whose id is -1."""
     total = len(scan.y)
@@ -81,10 +89,7 @@ def reconstruct(config: ConfigDict, raw: RawVolume, options: Options, name: str,
     Raises UserError: see `set_size`, `prepare_scan`, `config_check.check`, `stored.open_workdir`; for a folder that
     holds the results of another raw file.
     """
-    set_size(config, options.shape_of(raw.kspace.shape[2:]))
-    config.data.num_coils = min(raw.kspace.shape[1], options.coils or raw.kspace.shape[1])
-    config.task.name = "acquired"
-    config_check.check(config)
+    fit(config, raw, options)
     opening.check_folders(config, folder, "reconstruct")
     source = _source(raw, name)
     recorded = workdir.recorded_data(folder, "reconstruct")
