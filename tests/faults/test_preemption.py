@@ -11,7 +11,7 @@ import pytest
 
 from msm import run_lib
 from msm.experiment import build
-from msm.infra import preemption, sharding
+from msm.infra import preemption, rounds, sharding
 from msm.infra.checkpoints import export_params
 from msm.infra.errors import Stopped
 from msm.models.init import init_params
@@ -166,13 +166,13 @@ def test_evaluation_stops_between_rounds(untrained, tmp_path, monkeypatch, caplo
 def test_drawing_stops_between_rounds(untrained, tmp_path, monkeypatch, caplog):
     untrained.sampling.num_images, untrained.sampling.batch_size = 4, 2
     untrained.sampling.reference_split, untrained.sampling.check_images = "none", 0
-    write = run_lib.generation.rounds.write
+    write = rounds.write
 
     def terminate(*args):
         write(*args)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(run_lib.generation.rounds, "write", terminate)
+    monkeypatch.setattr(rounds, "write", terminate)
     with pytest.raises(Stopped):
         run_lib.sample(untrained, str(tmp_path / "run"))
     assert "SIGTERM: stopped after 1 of 2 rounds" in caplog.text

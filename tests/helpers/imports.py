@@ -17,7 +17,7 @@ def program_files() -> list[Path]:
 
 
 def imported_files(path: Path) -> set[Path]:
-    """The files of this project that `path` imports, wherever in the file it does so."""
+    """The files of this project that `path` imports, wherever in the file it does so, by name or by `registered`."""
     found: set[Path] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names: list[str] = []
@@ -25,6 +25,8 @@ def imported_files(path: Path) -> set[Path]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "registered":
+            names = [f"msm.{node.args[0].value}"]  # of configs/rules/values.py, which imports it when it is asked
         for name in names:
             package, *parts = name.split(".")
             if package == "msm":

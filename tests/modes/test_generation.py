@@ -17,6 +17,7 @@ from msm.evaluation import memorisation
 from msm.evaluation.distances import frechet_distance
 from msm.evaluation.features import small_features
 from msm.experiment import build
+from msm.infra import rounds
 from msm.infra.checkpoints import export_params
 from msm.models.init import init_params
 from msm.modes import opening
@@ -72,7 +73,7 @@ def images_of(folder):
 
 def count_drawn(monkeypatch, limit=100):
     """Returns a list that grows with every round that is written; the one after `limit` raises Killed."""
-    write, written = generation.rounds.write, []
+    write, written = rounds.write, []
 
     def counted(path, stamp, arrays):
         if len(written) == limit:
@@ -80,7 +81,7 @@ def count_drawn(monkeypatch, limit=100):
         written.append(arrays["example_id"].tolist())
         write(path, stamp, arrays)
 
-    monkeypatch.setattr(generation.rounds, "write", counted)
+    monkeypatch.setattr(rounds, "write", counted)
     return written
 
 
@@ -302,7 +303,7 @@ def test_what_does_not_fit_is_told_before_anything_is_written(config, tmp_path):
 def test_joined_parts_are_one_array(tmp_path):
     whole = np.arange(24, dtype=np.complex64).reshape(6, 2, 2)
     parts = iter([whole[:4], whole[4:]])
-    digest = generation.rounds.join(tmp_path / "a.npz", "images", parts, whole.shape, whole.dtype, step=np.array(3))
+    digest = rounds.join(tmp_path / "a.npz", "images", parts, whole.shape, whole.dtype, step=np.array(3))
     assert digest == hashlib.sha256(whole.tobytes()).hexdigest()
     with np.load(tmp_path / "a.npz", allow_pickle=False) as stored:
         np.testing.assert_array_equal(stored["images"], whole)
