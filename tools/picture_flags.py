@@ -10,10 +10,11 @@ from msm.builders.pictures.folder import Division
 from msm.builders.pictures.store import SPLITS, Images, PictureSet, Settings
 from msm.builders.store import noise_std, prepare_store
 from msm.infra.errors import UserError
+from msm.operators.shape import parse_size
 from msm.tools import store_flags
 
 _OUT = flags.DEFINE_string("out", None, "Folder of the store.", required=True)
-_SIZE = flags.DEFINE_integer("size", 64, "Rows and columns of the images.")
+_SIZE = flags.DEFINE_string("size", "64", "Rows and columns of the images, as 64 or 48x64.")
 _MASK = flags.DEFINE_enum("mask", "random_boxes", ["random_boxes"], "Distribution of the masks.")
 _GRID = flags.DEFINE_integer("grid", 4, "Blocks per side of a mask; a divisor of the size.")
 _DROP = flags.DEFINE_integer("drop", 6, "How many of the grid^2 blocks are missing.")
@@ -59,7 +60,13 @@ def make(pictures: PictureSet) -> None:
     """Makes the store of the flags, unless it is there, and prints what is in it and what was left out."""
     start = time.monotonic()
     settings = Settings(
-        _SIZE.value, _MASK.value, _GRID.value, _DROP.value, _NOISE.value, _SEED.value, _own_noise(_OWN_NOISE.value)
+        parse_size(_SIZE.value or "64"),
+        _MASK.value,
+        _GRID.value,
+        _DROP.value,
+        _NOISE.value,
+        _SEED.value,
+        _own_noise(_OWN_NOISE.value),
     )
     manifest, written = prepare_store(Path(_OUT.value), Images(settings, pictures))
     took = f"; {time.monotonic() - start:.1f} s" if written else ", already complete"

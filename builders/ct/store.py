@@ -22,6 +22,7 @@ from msm.builders.pictures.folder import Division, divide, example_ids
 from msm.builders.pictures.store import HOUNSFIELD, SPLITS, Form, Picture
 from msm.infra.errors import UserError
 from msm.infra.progress import Progress
+from msm.operators.shape import Size, as_setting, told
 
 SOURCE = Path(__file__).resolve().parents[2] / "data" / "lungs_128.npz"
 SLICES = {"lung1": 48, "lung2": 61}
@@ -31,11 +32,15 @@ LICENCES = ("lung1, lung2: pyradiomics 3.0.1, BSD-3-Clause, Copyright 2017 Harva
 NOTES = ["CT: images are real, projections of them are simulated."]
 
 
-def to_images(volume: np.ndarray, size: int) -> np.ndarray:
+def to_images(volume: np.ndarray, size: Size) -> np.ndarray:
     """(N,size,size,1) int16 in [AIR, LIMIT] of a volume (N,H,W) in Hounsfield units.
 
-    Raises UserError for slices that are smaller than `size` on both axes.
+    Raises UserError for slices that are smaller than `size` on both axes, and for a size that is no square: the field
+    of view of a scanner is round.
     """
+    size = as_setting(size)
+    if not isinstance(size, int):
+        raise UserError(f"has a round field of view: --size {told(size)} must be one number")
     _, height, width = volume.shape
     side = max(height, width)
     if side < size:
@@ -62,7 +67,7 @@ class Lungs:
     def identity(self) -> dict[str, Any]:
         return {"source_sha256": hashlib.sha256(SOURCE.read_bytes()).hexdigest(), "max_slices": self.max_slices}
 
-    def read(self, size: int, scratch: Path) -> Mapping[str, Sequence[Picture]]:
+    def read(self, size: Size, scratch: Path) -> Mapping[str, Sequence[Picture]]:
         del scratch
         with np.load(SOURCE, allow_pickle=False) as arrays:
             one, other = (to_images(arrays[name], size) for name in SLICES)
@@ -137,7 +142,7 @@ class Scans:
         contents = f"{len(self.patients)} patients; names, contents and splits {digest.hexdigest()[:16]}"
         return {"volumes": contents, "max_slices": self.max_slices}
 
-    def read(self, size: int, scratch: Path) -> Mapping[str, Sequence[Picture]]:
+    def read(self, size: Size, scratch: Path) -> Mapping[str, Sequence[Picture]]:
         every: dict[str, list] = {split: [] for split in SPLITS}
         with Progress(sum(map(len, self.splits.values())), 0, "volumes", unit="patient") as progress:
             patients = [(split, name) for split in SPLITS for name in self.splits[split]]
@@ -152,7 +157,7 @@ class Scans:
                 raise UserError(f"no volume of the {split} split can be used; the first problem, {name}: {problem}")
         return found
 
-    def _slices(self, patient: str, size: int, scratch: Path) -> Iterator[tuple[str, str, np.ndarray]]:
+    def _slices(self, patient: str, size: Size, scratch: Path) -> Iterator[tuple[str, str, np.ndarray]]:
         """Yields (volume, name of the slice, pixels in a file of `scratch`) of all volumes of a patient."""
         for number, (name, volume) in enumerate(self._volumes(patient)):
             try:

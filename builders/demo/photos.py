@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from msm.builders.pictures.store import COLOURS, Form, Picture
+from msm.operators.shape import Size, rows_and_columns
 
 PACKAGE = "skimage.data"
 TRAIN = {  # name: (file, factor by which it is made smaller: means of square cells)
@@ -55,10 +56,11 @@ def regions() -> dict[str, list[tuple[str, np.ndarray]]]:
     }
 
 
-def patches(pixels: np.ndarray, size: int, grid: tuple[int, int]) -> list[tuple[int, int]]:
+def patches(pixels: np.ndarray, size: Size, grid: tuple[int, int]) -> list[tuple[int, int]]:
     """Top left corners (row, column) of an evenly spaced grid of patches that reaches all four edges."""
     rows, columns = (
-        np.rint(np.linspace(0, length - size, n)).astype(int) for length, n in zip(pixels.shape, grid, strict=False)
+        np.rint(np.linspace(0, length - side, n)).astype(int)
+        for length, side, n in zip(pixels.shape, rows_and_columns(size), grid, strict=False)
     )
     return [(int(row), int(column)) for row in rows for column in columns]
 
@@ -74,15 +76,15 @@ class Photos:
             digest.update(files(PACKAGE).joinpath(file).read_bytes())
         return {"source_sha256": digest.hexdigest()}
 
-    def read(self, size: int, scratch: Path) -> Mapping[str, Sequence[Picture]]:
+    def read(self, size: Size, scratch: Path) -> Mapping[str, Sequence[Picture]]:
         del scratch
         found: dict[str, list[Picture]] = {}
-        number = 0
+        number, (rows, columns) = 0, rows_and_columns(size)
         for split, photos in regions().items():
             found[split] = []
             for name, pixels in photos:
                 for row, column in patches(pixels, size, GRIDS[split]):
-                    patch = pixels[row : row + size, column : column + size]
+                    patch = pixels[row : row + rows, column : column + columns]
                     found[split].append(Picture(number, f"{name} {row},{column}", patch))
                     number += 1
         return found

@@ -22,10 +22,12 @@ from msm.builders.pictures.store import COLOURS, SPLITS, Form, Picture
 from msm.infra.atomic import safe_join
 from msm.infra.errors import UserError
 from msm.infra.progress import Progress
+from msm.operators.shape import Size, rows_and_columns, told
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 FORMATS = ("PNG", "JPEG")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
+_LOWER = "lower --size or leave it out"
 FILTER = Image.Resampling.LANCZOS
 FFHQ_COUNT = 70_000
 FFHQ = {"test": slice(0, 100), "validation": slice(100, 200), "train": slice(1000, None)}  # of the sorted names
@@ -126,12 +128,13 @@ def _inside(folder: Path, name: str) -> Path:
         raise UserError("is a link that leads out of the folder") from error
 
 
-def read_picture(data: bytes, size: int) -> np.ndarray:
-    """Returns a picture as (size,size,3) uint8, see the top of this file.
+def read_picture(data: bytes, size: Size) -> np.ndarray:
+    """Returns a picture as (rows,columns,3) uint8, see the top of this file: the central part of the aspect of `size`.
 
     Raises UserError for what would have to be invented (pixels behind transparent ones, detail of a picture smaller
     than `size`) and for other modes than 8-bit grey, palette and RGB; else Pillow's errors for broken files.
     """
+    rows, columns = rows_and_columns(size)
     try:
         opened = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:  # whose own message is the address of `data`
@@ -139,14 +142,17 @@ def read_picture(data: bytes, size: int) -> np.ndarray:
     with opened as image:
         if image.mode not in MODES:
             raise UserError(f"has mode {image.mode}: convert it to 8-bit grey or RGB")
-        if min(image.size) < size:
-            raise UserError(f"is {image.width} x {image.height} pixels, less than {size}: lower --size or leave it out")
+        if min(image.size) < min(rows, columns):
+            raise UserError(f"is {image.width} x {image.height} pixels, less than {told(size)}: {_LOWER}")
         if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
             raise UserError("has transparent pixels: lay it on a background first")
         turned = ImageOps.exif_transpose(image).convert("RGB")
-    side = min(turned.size)
-    left, top = (turned.width - side) // 2, (turned.height - side) // 2
-    return np.asarray(turned.crop((left, top, left + side, top + side)).resize((size, size), FILTER))
+    scale = min(turned.width / columns, turned.height / rows)
+    if scale < 1:
+        raise UserError(f"is {turned.width} x {turned.height} pixels, less than {told(size)}: {_LOWER}")
+    width, height = round(columns * scale), round(rows * scale)
+    left, top = (turned.width - width) // 2, (turned.height - height) // 2
+    return np.asarray(turned.crop((left, top, left + width, top + height)).resize((columns, rows), FILTER))
 
 
 class _Stored(Sequence):
@@ -219,14 +225,14 @@ class Folder:
     def _chosen(self) -> Iterator[tuple[str, str]]:
         return ((split, name) for split in SPLITS for name in self.splits[split])
 
-    def read(self, size: int, scratch: Path) -> Mapping[str, Sequence[Picture]]:
+    def read(self, size: Size, scratch: Path) -> Mapping[str, Sequence[Picture]]:
         """Decodes every file once, on all cores. Files that cannot be used are left out and told in `problems`.
 
         So are pictures that equal one of an earlier path, pixel by pixel: they would be a second acquisition of it, and
         might stand in another split.
         """
         chosen = [str(name) for _, name in self._chosen()]
-        shape = (len(chosen), size, size, 3)
+        shape = (len(chosen), *rows_and_columns(size), 3)
         array = np.lib.format.open_memmap(scratch / "pictures.npy", mode="w+", dtype=np.uint8, shape=shape)
 
         def load(row: int) -> tuple[bytes, bytes, str]:
@@ -268,6 +274,6 @@ class Folder:
             "command": " ".join(["python tools/prepare_images.py --folder FOLDER", *flags]),
             "licences": ["those of the pictures: ask whoever gave them to you"],
             "source_sha256": self._digest.hexdigest(),
-            "resize": "central square, Pillow Lanczos filter with antialiasing, 8 bits",
+            "resize": "central part, Pillow Lanczos filter with antialiasing, 8 bits",
             "left_out": self.problems,
         }

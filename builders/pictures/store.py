@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from msm.builders.store import REFERENCES, Records, refuse
 from msm.operators.masks import MaskDistribution, get_masks
 from msm.operators.noise import pixel_noise
+from msm.operators.shape import Size, as_stored, rows_and_columns, told
 
 DATA_VERSION = "1.0.0"
 SPLITS = ("train", "validation", "test")
@@ -35,9 +36,9 @@ class Settings:
     """What a measurement of a picture depends on.
 
     Attributes:
-      image_size: rows and columns.
+      image_size: rows and columns, one number for squares.
       mask: name of the mask distribution (`operators/masks.py`), with its settings:
-      grid: blocks per side; it divides image_size.
+      grid: blocks per side; it divides both.
       drop: how many of the grid^2 blocks are missing.
       noise_std: standard deviation of the noise per pixel and channel; images are in [-1,1].
       seed: of the dataset; with an example's id it determines mask and noise.
@@ -45,7 +46,7 @@ class Settings:
         estimated (`operators.noise.pixel_noise`) from what is acquired of at most 1000 training pictures.
     """
 
-    image_size: int = 64
+    image_size: Size = 64
     mask: str = "random_boxes"
     grid: int = 4
     drop: int = 6
@@ -54,15 +55,22 @@ class Settings:
     own_noise: float | None = 0.0
 
     def __post_init__(self):
+        shape, size = self.shape, told(self.image_size)
+        tiles = self.grid >= 1 and not any(length % self.grid for length in shape)
         rules = (
-            ("size", self.image_size >= 8, "at least 8"),
-            ("grid", self.grid >= 1 and self.image_size % self.grid == 0, f"a divisor of size {self.image_size}"),
+            ("size", min(shape) >= 8, "at least 8"),
+            ("grid", tiles, f"a divisor of size {size}"),
             ("drop", 0 <= self.drop < self.grid**2, f"from 0 to {self.grid**2 - 1}, less than the blocks of the grid"),
             ("noise_std", self.noise_std >= 0, "at least 0"),
             ("seed", self.seed >= 0, "at least 0"),
             ("own_noise", self.own_noise is None or self.own_noise >= 0, "at least 0, or 'estimate'"),
         )
-        refuse(dataclasses.asdict(self) | {"size": self.image_size}, rules)
+        refuse(dataclasses.asdict(self) | {"size": size}, rules)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return rows_and_columns(self.image_size)
 
     def total_noise(self) -> float:
         """Standard deviation of both noises together; `own_noise` must be known."""
@@ -71,7 +79,8 @@ class Settings:
 
     def identity(self) -> dict[str, Any]:
         """JSON values: the settings, without an `own_noise` of 0, which is what stores without that key have."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if (name, value) != ("own_noise", 0.0)}
+        values = dataclasses.asdict(self) | {"image_size": as_stored(self.image_size)}
+        return {name: value for name, value in values.items() if (name, value) != ("own_noise", 0.0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +122,8 @@ class PictureSet(Protocol):
         """JSON values, beside the `Settings`, that two stores must share to be the same."""
         ...
 
-    def read(self, size: int, scratch: Path) -> Mapping[str, Sequence[Picture]]:
-        """Pictures of `size` x `size` pixels by split, ids unique over all; `scratch` may hold them while needed."""
+    def read(self, size: Size, scratch: Path) -> Mapping[str, Sequence[Picture]]:
+        """Pictures of `size`, rows and columns, by split, ids unique over all; `scratch` may hold them while needed."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -229,7 +238,7 @@ class ImageAcquisitions(_Images, skip_registration=True):
         settings, form = self._settings(), self.builder_config.form
         return {
             "y": _tensor((None, form.channels), np.float32 if settings.noise_std else form.dtype),
-            "mask": _tensor((settings.image_size, settings.image_size), np.bool_, tfds.features.Encoding.ZLIB),
+            "mask": _tensor(settings.shape, np.bool_, tfds.features.Encoding.ZLIB),
             "noise_std": tfds.features.Tensor(shape=(), dtype=np.float32),
         }
 
@@ -247,8 +256,8 @@ class ImageReferences(_Images, skip_registration=True):
     splits: ClassVar[tuple[str, ...]] = ("validation", "test")
 
     def _features(self) -> dict:
-        size, form = self.builder_config.settings.image_size, self.builder_config.form
-        return {"image": _tensor((size, size, form.channels), form.dtype)}
+        shape, form = self.builder_config.settings.shape, self.builder_config.form
+        return {"image": _tensor((*shape, form.channels), form.dtype)}
 
     def _record(self, picture: Picture, mask: np.ndarray) -> dict:
         del mask
@@ -324,7 +333,7 @@ def _own_noise(pictures: Sequence[Picture], settings: Settings) -> float:
 
 def _flags(settings: Settings) -> dict[str, str]:
     values = {name: "estimate" if value is None else value for name, value in settings.identity().items()}
-    values = {"size": values.pop("image_size"), **values}
+    values = {"size": told(values.pop("image_size")), **values}
     return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}
 
 
@@ -343,6 +352,6 @@ def _statistics(records: Mapping[str, Sequence], settings: Settings, channels: i
             "nominal": round(1 / nominal, 4),
             "effective": {split: round(float(1 / k), 4) for split, k in kept.items()},
         },
-        "sigma_data": round(float(np.sqrt(max(0.0, np.mean(power)) / (channels * settings.image_size**2))), 4),
+        "sigma_data": round(float(np.sqrt(max(0.0, np.mean(power)) / (channels * np.prod(settings.shape)))), 4),
         "sigma_data_definition": SIGMA_DATA_DEFINITION,
     }

@@ -40,6 +40,13 @@ def test_the_central_square_is_taken(height, width):
     np.testing.assert_array_equal(read_picture(encoded(image), 16), np.asarray(image)[top : top + 16, left : left + 16])
 
 
+def test_a_size_of_rows_and_columns_takes_the_central_part_of_that_aspect():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 60, 3), np.uint8))
+    np.testing.assert_array_equal(read_picture(encoded(image), (24, 40)), np.asarray(image)[:, 10:50])
+    assert read_picture(encoded(image), (12, 20)).shape == (12, 20, 3)
+    assert "is 60 x 24 pixels, less than 16x64" in message_of(read_picture, encoded(image), (16, 64))
+
+
 def test_shrinking_does_not_alias():
     """Stripes finer than the small image's pixels become grey; a picture taken every fourth pixel would be black."""
     stripes = np.zeros((64, 64, 3), np.uint8)
