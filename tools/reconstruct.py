@@ -21,6 +21,7 @@ from pathlib import Path
 from absl import flags, logging
 
 from msm.infra import command_line
+from msm.infra.errors import UserError
 
 _RAW = flags.DEFINE_string("raw", None, "The raw file.", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a workdir, or of pretrained/.", required=True)
@@ -48,7 +49,27 @@ _CACHE = flags.DEFINE_string(
 )
 
 
+_CALLED = {  # settings that this tool sets: what its user calls them
+    "eval.solvers": "--solvers", "eval.num_samples": "--samples", "eval.batch_size": "--batch_size",
+    "eval.checkpoint": "--checkpoint",
+}  # fmt: skip
+
+
+def in_own_words(message: str) -> str:
+    """The message of a mistake with this tool's flags in place of the settings that they set."""
+    for setting, flag in _CALLED.items():
+        message = message.replace(f"--config.{setting}", flag).replace(setting, flag)
+    return message
+
+
 def main(_: list[str]) -> None:
+    try:
+        _reconstruct()
+    except UserError as error:
+        raise UserError(in_own_words(str(error))) from error
+
+
+def _reconstruct() -> None:
     from msm.builders.raw import read_raw
     from msm.builders.raw.volume import with_pixels
     from msm.builders.scans.scan import Options

@@ -58,7 +58,7 @@ class Options:
             ("seed", self.seed >= 0, "at least 0"),
         ):
             if not valid:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be {rule}")
+                raise UserError(f"--{name} is {getattr(self, name)}; it must be {rule}")
 
     def shape_of(self, matrix: tuple[int, int]) -> tuple[int, int]:
         """(H,W) of the examples of a scan of so many rows and columns: no more than `size`, and no more than it has."""
