@@ -22,6 +22,7 @@ from msm.operators import transform as transforms
 from msm.operators.acquisition import Acquisition
 from msm.operators.transform import TRANSFORMS
 from msm.solvers.registry import SOLVERS
+from tests.helpers import raw_files
 from tests.helpers.paths import ROOT
 from tests.helpers.toy_data import acquisition
 
@@ -142,3 +143,21 @@ def test_dataset_recipe(tmp_path):
     test = load_measurements(config, "test")
     expected = np.random.default_rng(6).standard_normal((2, 16, 8)).astype(np.complex64)
     np.testing.assert_array_equal(test.y[0][..., test.mask[0, 0, 0]], expected)
+
+
+@pytest.mark.slow
+def test_the_readmes_python_runs_as_it_stands(tmp_path, monkeypatch):
+    """Of a file of the user's beside the shipped checkpoint; images are in the units of the k-space."""
+    head = raw_files.raw_head(64, 1, coils=4)
+    np.save(tmp_path / "kspace.npy", head.kspace[0])
+    raw_files.write_fastmri(tmp_path / "scan.h5", head)
+    (tmp_path / "pretrained").symlink_to(ROOT / "pretrained")
+    monkeypatch.chdir(tmp_path)
+    [block] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len([line for line in block.splitlines() if line.strip()]) <= 10
+    made: dict = {}
+    exec(block, made)
+    truth = np.abs(head.images[0])
+    error = np.abs(made["result"].mean) - truth
+    assert np.sqrt(np.mean(error**2)) < 0.08 * truth.max()
+    assert made["volume"].shape == (1, 64, 64) and made["drawn"].shape == (2, 64, 64)

@@ -43,8 +43,8 @@ def _read(path: Path, name: str, array: Mapping[str, str], settings: dict) -> Ra
     if name == "array" and "axes" not in settings:
         unlike = _unlike(path)
         raise UserError(
-            f"{path} holds plain arrays{unlike}: state their axes, e.g. --axes schw (slice, coil, row, column; in Python "
-            "array={'axes': 'schw'})"
+            f"{path} holds plain arrays{unlike}: state their axes, e.g. --axes schw (slice, coil, row, column; in "
+            "Python array={'axes': 'schw'})"
         )
     if name in ("fastmri", "ismrmrd", "images_maps") and not h5py.is_hdf5(path):
         raise UserError(f"{path} is no HDF5 file, as {name} data are; check the path and the format")
