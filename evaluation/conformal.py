@@ -14,6 +14,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+GUARANTEE = (
+    "an entry drawn at random from those hidden in a new scan lies in its interval of this nominal level with at least "
+    "the named probability, if that scan and those judged here are exchangeable; null: too few scans"
+)
+
 
 def conformal_level(levels: Sequence[np.ndarray], wanted: float) -> float:
     """The nominal level whose intervals hold a random entry of a new scan with probability `wanted` or more.

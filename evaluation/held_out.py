@@ -130,6 +130,7 @@ class Judged:
       floor: (B,) the least value to expect, where there is one.
       levels: (K,B,...) samples -> (N,) of all hidden scalars of the examples that count, the level of the smallest
         interval that holds each, see `calibration`; None for objectives of the mean.
+      owners: (N,) int, the id of the example that each of `levels` is of.
     """
 
     measurement: Measurement
@@ -137,6 +138,7 @@ class Judged:
     counts: np.ndarray
     floor: np.ndarray | None = None
     levels: Callable[[np.ndarray], np.ndarray] | None = None
+    owners: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,10 @@ def get_spread_score(config, operator: Operator) -> Objective:
             found = zip(of_example(samples), counts, strict=True)
             return np.concatenate([interval_levels(*example).ravel() for example, counted in found if counted])
 
-        return Judged(shown, score, counts, levels=levels)
+        per_entry = 2 if np.iscomplexobj(measurement.y) else 1
+        sizes = per_entry * chosen.sum(axis=tuple(range(1, chosen.ndim)))
+        owners = np.repeat(np.asarray(measurement.example_id)[counts], sizes[counts])
+        return Judged(shown, score, counts, levels=levels, owners=owners)
 
     definition = (
         "Continuous ranked probability score of Gaussians with the samples' mean and variance, plus that of the noise, "

@@ -15,7 +15,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from msm import datasets
-from msm.evaluation.calibration import COVERAGE_NAMES, coverage
+from msm.evaluation.calibration import COVERAGE_NAMES, COVERAGES, coverage
+from msm.evaluation.conformal import GUARANTEE, conformal_level
 from msm.evaluation.held_out import Judged, Objective, get_objective
 from msm.experiment import Experiment
 from msm.infra import preemption, rounds, sharding, workdir
@@ -171,8 +172,11 @@ def score_of(solved: Iterable[tuple[Judged, np.ndarray]]) -> float:
     return float(np.mean(np.concatenate(scores), dtype=np.float64))
 
 
-def levels_of(solve: Callable, names: Sequence[str], chosen: Sequence[Mapping] | None, count: int) -> list[np.ndarray]:
-    """For each of `count` settings, of all hidden scalars the level of the smallest interval that holds each, (N,).
+def levels_of(
+    solve: Callable, names: Sequence[str], chosen: Sequence[Mapping] | None, count: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each of `count` settings, of all hidden scalars the level of the smallest interval that holds each, (N,),
+    and the id of its example, (N,).
 
     Args:
       solve: of `get_solve_fn`.
@@ -183,11 +187,12 @@ def levels_of(solve: Callable, names: Sequence[str], chosen: Sequence[Mapping] |
     together = []
     for values in np.asarray(sharding.from_first(given.astype(np.float32))):
         solved = solve(dict(zip(names, values, strict=True)))
-        mine = np.concatenate([batch.levels(samples) for batch, samples in solved if batch.levels is not None])
-        row = np.full((1, sharding.gather_rows(np.array([mine.size])).max()), np.nan)  # processes hide unequally many
-        row[0, : mine.size] = mine
-        whole = sharding.gather_rows(row)
-        together.append(whole[~np.isnan(whole)])
+        mine = np.concatenate([[b.levels(samples), b.owners] for b, samples in solved if b.levels is not None], axis=1)
+        row = np.full((1, 2, sharding.gather_rows(np.array([mine.shape[1]])).max()), np.nan)  # unequally many
+        row[0, :, : mine.shape[1]] = mine
+        levels, owners = np.concatenate(list(sharding.gather_rows(row)), axis=1)
+        there = ~np.isnan(levels)
+        together.append((levels[there], owners[there].astype(int)))
     return together
 
 
@@ -222,6 +227,17 @@ def _text(hyper: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in hyper.items())
 
 
+def conformal_levels(levels: np.ndarray, owners: np.ndarray) -> dict[str, Any]:
+    """{'coverage_50': nominal level to ask for, ..., 'guarantee': what that promises}; None where nothing is promised.
+
+    Of the defaults: what was tuned on the very scans promises nothing for others.
+    """
+    scans = [levels[owners == owner] for owner in np.unique(owners)]
+    found = [conformal_level(scans, wanted) for wanted in COVERAGES]
+    told = {name: level if np.isfinite(level) else None for name, level in zip(COVERAGE_NAMES, found, strict=True)}
+    return {**told, "guarantee": GUARANTEE}
+
+
 def write(planned: Plan, study: Study, solve: Callable, folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Writes trials.csv, history.png, slices.png and the solver's entry of best.json; returns that entry.
 
@@ -247,19 +263,22 @@ def write(planned: Plan, study: Study, solve: Callable, folder: Path, facts: Map
     atomic_write_bytes(
         folder / "slices.png", tuning_figures.tuning_slices(trials, best, settings.objective, search, importance)
     )
-    covered = {}
+    of_spread: dict[str, Any] = {}
     if objective.of_spread:
         found = levels_of(solve, list(search), [trials[0].hyper, best.hyper], 2)
-        levels: dict[str, np.ndarray] = dict(zip(("defaults", "tuned"), found, strict=True))
+        levels = {name: held for name, (held, _) in zip(("defaults", "tuned"), found, strict=True)}
         atomic_write_bytes(folder / "reliability.png", figures.reliability_plot(levels))
-        covered = {name: dict(zip(COVERAGE_NAMES, coverage(found), strict=True)) for name, found in levels.items()}
+        of_spread["coverage of hidden entries"] = {
+            name: dict(zip(COVERAGE_NAMES, coverage(held), strict=True)) for name, held in levels.items()
+        }
+        of_spread["conformal levels of the defaults"] = conformal_levels(*found[0])
     entry = {
         "hyper": {**solver.hyper, **best.hyper},
         "objective": settings.objective,
         "value": best.value,
         "defaults": {"hyper": dict(trials[0].hyper), "value": trials[0].value},
         **({} if floor is None else {"noise_floor": floor}),
-        **({"coverage of hidden entries": covered} if covered else {}),
+        **of_spread,
         "definition": objective.definition,
         **({"importance": importance} if importance else {}),
         "trial": best.number,

@@ -125,5 +125,6 @@ def test_spread_is_best_and_covers_right_where_it_is_that_of_the_errors():
     assert min(scores, key=lambda t: scores[t]) == 2.0
     levels = judged.levels(temper(samples, 2.0))
     assert levels.shape == (6 * 8 * 32 * 2,)  # 8 of the 15 acquired lines outside the ACS, real and imaginary
+    np.testing.assert_array_equal(judged.owners, np.repeat(np.arange(6), 8 * 32 * 2))
     np.testing.assert_allclose(coverage(levels), COVERAGES, atol=0.02)
     assert coverage(judged.levels(samples))[2] < 0.75

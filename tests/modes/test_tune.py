@@ -267,6 +267,9 @@ def test_temperature_is_found_without_solving_twice(tiny_store, tmp_path, monkey
     assert {row["temperature"] for row in rows_of(tmp_path)} > {"1.0"}
     covered = entry["coverage of hidden entries"]
     assert set(covered) == {"defaults", "tuned"} and set(covered["tuned"]) == set(COVERAGE_NAMES)
+    promised = entry["conformal levels of the defaults"]
+    assert set(promised) == {*COVERAGE_NAMES, "guarantee"} and promised["coverage_95"] is None  # too few scans
+    assert 0 < promised["coverage_50"] <= 1
     assert (tmp_path / "tune" / "reliability.png").read_bytes().startswith(b"\x89PNG")
     config.eval.tuned = str(tmp_path / "tune" / "best.json")  # tuning goes on from what was tuned
     config.tune.update(objective="held_out", trials=1)
