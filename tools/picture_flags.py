@@ -6,6 +6,7 @@ from typing import Any
 
 from absl import flags
 
+from msm.builders import border
 from msm.builders.pictures.folder import Division
 from msm.builders.pictures.store import SPLITS, Images, PictureSet, Settings
 from msm.builders.store import noise_std, prepare_store
@@ -22,6 +23,7 @@ _NOISE = flags.DEFINE_float("noise_std", 0.0, "Noise per pixel and channel; imag
 _OWN_NOISE = flags.DEFINE_string(
     "own_noise", "0", "Noise that the pictures come with, per pixel and channel, or 'estimate': from the pictures."
 )
+_MAX_GB = flags.DEFINE_float("max_gb", border.DEFAULT_GB, "Most memory for the values of one file, in GB.")
 _SEED = flags.DEFINE_integer("seed", 0, "Dataset seed: fixes mask and noise of every example.")
 _LISTS = {
     split: flags.DEFINE_string(f"{split}_list", None, f"File with what is {split}: paths in the folder, by line.")
@@ -68,13 +70,12 @@ def make(pictures: PictureSet) -> None:
         _SEED.value,
         _own_noise(_OWN_NOISE.value),
     )
+    border.set_limit(_MAX_GB.value)
     manifest, written = prepare_store(Path(_OUT.value), Images(settings, pictures))
     took = f"; {time.monotonic() - start:.1f} s" if written else ", already complete"
     print(f"{_OUT.value}: {_told(manifest)}{took}")
     print(*store_flags.lines_of(_OUT.value or "", manifest), sep="\n")
-    problems = manifest.get("left_out", {})
-    if problems:
-        print("files left out:", *(f"  {name}: {problem}" for name, problem in problems.items()), sep="\n")
+    border.tell(manifest)
 
 
 def _told(manifest: dict[str, Any]) -> str:

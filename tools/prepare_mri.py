@@ -18,7 +18,6 @@ subject is in two splits (--subject says what one is), and what --train leaves o
 
 import functools
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from absl import flags, logging
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # coil maps of small matrices: set it to gpu for large ones
 
+from msm.builders import border
 from msm.builders.raw import RAW_READERS, RawVolume, read_raw
 from msm.builders.raw.volume import with_pixels
 from msm.builders.scans.scan import Options
@@ -36,8 +36,6 @@ from msm.infra import command_line
 from msm.operators.masks import MASKS
 from msm.operators.shape import parse_size, rows_and_columns
 from msm.tools import store_flags
-
-SOME_LEFT_OUT = 3  # exit status: the store is complete but for files that could not be used
 
 _IN = flags.DEFINE_string("in", None, "Folder of raw files; those below it are taken too.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder of the store.", required=True)
@@ -76,6 +74,7 @@ _SUBJECT = flags.DEFINE_enum(
     "each file.",
 )  # fmt: skip
 _FULL = flags.DEFINE_bool("keep_full", False, "Store every line of fully sampled scans too, for the oracle.")
+_MAX_GB = flags.DEFINE_float("max_gb", border.DEFAULT_GB, "Most memory for the values of one file, in GB.")
 _WORKERS = flags.DEFINE_integer("workers", 0, "Files at a time; 0: one per core, at most 4.", lower_bound=0)
 
 
@@ -112,17 +111,18 @@ def get_source() -> RawScans:
 def _given() -> list[str]:
     """Names of the flags of this tool that the user set, but for folders and what does not change the store."""
     own = flags.FLAGS.get_flags_for_module(flags.FLAGS.find_module_defining_flag("keep_full"))
-    return [f.name for f in own if f.present and f.name not in ("in", "out", "workers")]
+    return [f.name for f in own if f.present and f.name not in ("in", "out", "workers", "max_gb")]
 
 
 def main(_: list[str]) -> None:
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().setFormatter(None)
     start = time.monotonic()
+    border.set_limit(_MAX_GB.value)
     source = get_source()
     manifest, written = prepare_store(Path(_OUT.value), source)
     source.finish()
-    settings, problems = manifest["settings"], manifest["left_out"]
+    settings = manifest["settings"]
     if written:
         counts = ", ".join(f"{split} {count}" for split, count in manifest["counts"].items())
         print(
@@ -134,9 +134,7 @@ def main(_: list[str]) -> None:
     print(*store_flags.lines_of(_OUT.value or "", manifest), sep="\n")
     if unused := manifest["unused"]:
         print(f"unused, as --train does not name them: {len(unused)} files, {unused[0]} first")
-    if problems:
-        print("files left out:", *(f"  {name}: {problem}" for name, problem in problems.items()), sep="\n")
-        sys.exit(SOME_LEFT_OUT)
+    border.tell(manifest)
 
 
 def start() -> None:

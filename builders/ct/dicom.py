@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from msm.builders.border import check_size, reason
 from msm.builders.ct.hounsfield import AIR
 from msm.infra.errors import UserError
 
@@ -84,8 +85,13 @@ def read_series(paths: Iterable[Path]) -> tuple[dict[str, tuple[np.ndarray, np.n
     left_out: dict[str, str] = {}
     seen: dict[str, str] = {}
     for path in paths:
-        header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
-        if header.get("Modality") != "CT" or "Rows" not in header:
+        try:
+            header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+            if header.get("Modality") != "CT" or "Rows" not in header:
+                continue
+            str(header.get("SOPInstanceUID")), str(header.get("SeriesInstanceUID"))  # values are parsed when asked for
+        except Exception as error:  # of one file of many
+            left_out[path.name] = reason(error)
             continue
         twin = seen.setdefault(str(header.get("SOPInstanceUID", path)), path.name)
         if twin != path.name:
@@ -100,8 +106,8 @@ def read_series(paths: Iterable[Path]) -> tuple[dict[str, tuple[np.ndarray, np.n
                 chosen = sorted(chosen, key=Plane.height)
                 steps = np.stack([chosen[0].down, chosen[0].across, np.cross(chosen[0].across, chosen[0].down)], axis=1)
                 found[name] = np.stack(list(_values(chosen)), axis=-1), steps
-        except UserError as error:
-            left_out[uid] = str(error)
+        except Exception as error:  # of one series of many
+            left_out[uid] = reason(error)
     return found, left_out
 
 
@@ -192,6 +198,8 @@ def _values(planes: list[Plane]) -> Iterator[np.ndarray]:
     opened: tuple[Path | None, np.ndarray] = None, np.zeros(0)
     for plane in planes:
         if opened[0] != plane.file:
+            frames = int(plane.header.get("NumberOfFrames", 1) or 1)
+            check_size(plane.file.name, 4.0 * frames * plane.header.Rows * plane.header.Columns, 4)
             opened = plane.file, pydicom.dcmread(plane.file, force=True).pixel_array
         stored = opened[1]
         if stored.shape[-2:] != (plane.header.Rows, plane.header.Columns):

@@ -16,9 +16,10 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from msm.builders import border
 from msm.builders.ct import dicom, volumes
 from msm.builders.ct.hounsfield import AIR, empty_slices
-from msm.builders.pictures.folder import Division, divide, example_ids
+from msm.builders.pictures.folder import Division, divide, example_ids, not_divided
 from msm.builders.pictures.store import HOUNSFIELD, SPLITS, Form, Picture
 from msm.infra.errors import UserError
 from msm.infra.progress import Progress
@@ -100,14 +101,20 @@ def find_patients(folder: Path) -> dict[str, list[Path]]:
     So LIDC-IDRI's LIDC-IDRI-0001/STUDY/SERIES/*.dcm and LDCT's L067/SERIES/*.IMA are read as they come; a file that
     lies in `folder` itself is a patient of its own. Raises UserError where there is no file of a known kind.
     """
+    return _by_patient(folder, _look(folder))
+
+
+def _look(folder: Path) -> border.Seen:
+    return border.look(folder, lambda path: path.name.lower().endswith(volumes.SUFFIXES) or dicom.is_dicom(path))
+
+
+def _by_patient(folder: Path, seen: border.Seen) -> dict[str, list[Path]]:
     patients: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
-        if (
-            path.is_file()
-            and not path.name.startswith(".")
-            and (path.name.lower().endswith(volumes.SUFFIXES) or dicom.is_dicom(path))
-        ):
-            patients.setdefault(path.relative_to(folder).parts[0], []).append(path)
+    for name in seen.names:
+        patients.setdefault(name.split("/")[0], []).append(folder / name)
+    if not patients and seen.problems:
+        name, problem = next(iter(seen.problems.items()))
+        raise UserError(f"{folder} has no file that can be used; the first problem, {name}: {problem}")
     if not patients:
         raise UserError(f"{folder} has no {', '.join(volumes.SUFFIXES)} file in it or below: give another --folder")
     return patients
@@ -126,9 +133,16 @@ class Scans:
         if not folder.is_dir():
             raise UserError(f"--folder {folder} is not a folder")
         self.folder, self.division, self.max_slices = folder, division, max_slices
-        self.patients = find_patients(folder)
+        seen = _look(folder)
+        self.patients = _by_patient(folder, seen)
         self.splits = divide(sorted(self.patients), division)
-        self.problems: dict[str, str] = {}
+        self._border = border.Border(seen.problems)
+        self.ignored = seen.ignored | not_divided(sorted(self.patients), self.splits)
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """What is wrong with what was left out, by patient or file."""
+        return self._border.problems
 
     def identity(self) -> dict[str, Any]:
         """Reads every file: sizes and times tell neither a changed volume nor an equal copy."""
@@ -136,8 +150,7 @@ class Scans:
         for split in SPLITS:
             for patient in self.splits[split]:
                 for path in self.patients[patient]:
-                    with path.open("rb") as file:
-                        content = hashlib.file_digest(file, "sha256").hexdigest()
+                    content = border.digest(path)
                     digest.update(f"{split}\t{path.relative_to(self.folder).as_posix()}\t{content}\n".encode())
         contents = f"{len(self.patients)} patients; names, contents and splits {digest.hexdigest()[:16]}"
         return {"volumes": contents, "max_slices": self.max_slices}
@@ -160,10 +173,10 @@ class Scans:
     def _slices(self, patient: str, size: Size, scratch: Path) -> Iterator[tuple[str, str, np.ndarray]]:
         """Yields (volume, name of the slice, pixels in a file of `scratch`) of all volumes of a patient."""
         for number, (name, volume) in enumerate(self._volumes(patient)):
-            try:
+            images = None
+            with self._border.around(name):
                 images = to_images(volume, size)
-            except UserError as error:
-                self.problems[name] = str(error)
+            if images is None:
                 continue
             path = scratch / f"{hashlib.sha256(patient.encode()).hexdigest()}-{number}.npy"
             np.save(path, images)
@@ -172,7 +185,7 @@ class Scans:
             if empty:
                 numbers = ", ".join(map(str, empty[:8])) + (" ..." if len(empty) > 8 else "")
                 told = f"{len(empty)} of {len(images)} slices hold nothing but air: {numbers}"
-                self.problems[f"{name}, slices without content"] = told
+                self._border.note(f"{name}, slices without content", told)
             full = [place for place in range(len(images)) if place not in set(empty)]
             for place in (full[i] for i in spread(len(full), self.max_slices)):
                 yield name, f"{name} {place}", stored[place]
@@ -184,20 +197,20 @@ class Scans:
             if path in files:
                 continue
             name = path.relative_to(self.folder).as_posix()
-            try:
-                yield name, volumes.read(path)
-            except volumes.BROKEN as error:
-                self.problems[name] = str(error) or type(error).__name__
+            volume = None
+            with self._border.around(name):
+                volume = volumes.read(path)
+            if volume is not None:
+                yield name, volume
         if not files:
             return
-        try:
+        series: dict[str, np.ndarray] = {}
+        with self._border.around(patient):
             series, left_out = volumes.read_series(files)
-        except volumes.BROKEN as error:
-            self.problems[patient] = str(error) or type(error).__name__
-            return
-        self.problems |= {f"{patient}/{name}": why for name, why in left_out.items()}
-        if not series:
-            self.problems[patient] = "no CT series of axial slices"
+            for name, why in left_out.items():
+                self._border.note(f"{patient}/{name}", why)
+            if not series:
+                raise UserError("no CT series of axial slices")
         yield from ((f"{patient}/{uid}", volume) for uid, volume in series.items())
 
     def describe(self) -> dict[str, Any]:
@@ -208,5 +221,6 @@ class Scans:
             "command": " ".join(["python tools/prepare_ct.py --folder FOLDER", *flags]),
             "licences": ["those of the volumes: ask whoever gave them to you"],
             "notes": NOTES,
-            "left_out": self.problems,
+            "left_out": border.in_order(self.problems),
+            "ignored": border.in_order(self.ignored),
         }

@@ -5,19 +5,19 @@ top, the patient's left on the right side. Files say how their axes lie, and arr
 say nothing and are taken to lie so.
 """
 
-import zipfile
-import zlib
+import math
+import os
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import nrrd
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
+from msm.builders.border import check_size, reason
 from msm.builders.ct import dicom
 from msm.builders.ct.hounsfield import gate
+from msm.builders.numpy_files import Archive
 from msm.infra.errors import UserError
 
 _TO_RAS = np.diag([-1.0, -1.0, 1.0])  # from DICOM's axes (left, back, head)
@@ -51,13 +51,27 @@ def read_nifti(path: Path) -> np.ndarray:
         raise UserError(f"holds {dtype} values, which are no Hounsfield units: convert it to grey values")
     if not (getattr(image, "header", None) and any(image.header.get(name, 0) for name in ("sform_code", "qform_code"))):
         raise UserError("does not say how its axes lie (sform and qform codes are 0): save it with its orientation")
+    count = math.prod(shape)
+    check_size("the volume", 4 * count, 4)
+    there = image.file_map["image"].filename or str(path)
+    most = os.path.getsize(there) * (_MOST_PACKED if str(there).lower().endswith(".gz") else 1)
+    if count * dtype.itemsize > most:
+        raise UserError(f"is shorter than its shape {shape} says: it was cut; copy it again")
     values = image.get_fdata(dtype=np.float32).reshape(shape[:3])
     return axial(gate(values), image.affine[:3, :3])
 
 
 def read_nrrd(path: Path) -> np.ndarray:
     """Volume of a NRRD file with one scalar per voxel and a space of left or right, back or front, head."""
-    values, header = nrrd.read(str(path))
+    with path.open("rb") as file:
+        header = nrrd.read_header(file)
+        if {"data file", "datafile"} & set(header):
+            raise UserError("has its values in another file (detached header), which is not followed: save it as one")
+        sizes = [int(n) for n in header.get("sizes", ())]
+        if not sizes or min(sizes) < 1:
+            raise UserError(f"has sizes {sizes}, which are none: save it again")
+        check_size("the volume", 4 * math.prod(sizes), 8)
+        values = nrrd.read_data(header, file, str(path))
     if values.ndim != 3 or header.get("space") not in _SPACES:
         raise UserError(f"has {values.ndim} axes and space {header.get('space')!r} instead of 3 and {sorted(_SPACES)}")
     directions = np.asarray(header.get("space directions"), float)
@@ -68,26 +82,28 @@ def read_nrrd(path: Path) -> np.ndarray:
 
 def read_npz(path: Path) -> np.ndarray:
     """The only array of an npz file, (N,H,W) in Hounsfield units."""
-    with np.load(path, allow_pickle=False) as arrays:
-        if len(arrays.files) != 1 or arrays[arrays.files[0]].ndim != 3:
+    with Archive(path) as arrays:
+        if len(arrays.names) != 1 or (values := arrays[arrays.names[0]]).ndim != 3:
             raise UserError("must hold one array (slices, rows, columns)")
-        values = arrays[arrays.files[0]]
+    if values.dtype.kind not in "iufb":
+        raise UserError(f"holds {values.dtype} values, which are no Hounsfield units: convert it to grey values")
     return np.clip(np.rint(gate(values)), -32768, 32767).astype(np.int16)
 
 
 _READERS = {".nii": read_nifti, ".nii.gz": read_nifti, ".img": read_nifti, ".nrrd": read_nrrd, ".npz": read_npz}
 SUFFIXES = (*_READERS, *dicom.SUFFIXES)
-# What these readers raise for damaged files; pydicom has no decoder for some compressed pixels (RuntimeError and kin).
-BROKEN = (
-    UserError, OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, NotImplementedError,
-    zipfile.BadZipFile, zlib.error, nrrd.NRRDError, ImageFileError, HeaderDataError,
-)  # fmt: skip
+_MOST_PACKED = 1100  # times that gzip can shrink anything
 
 
 def read(path: Path) -> np.ndarray:
-    """The volume in a NIfTI, NRRD or npz file; raises one of `BROKEN`."""
+    """The volume in a NIfTI, NRRD or npz file. Raises UserError for whatever is wrong with it."""
     suffix = next(s for s in _READERS if path.name.lower().endswith(s))
-    volume = _READERS[suffix](path)
+    try:
+        volume = _READERS[suffix](path)
+    except UserError:
+        raise
+    except Exception as error:  # three libraries raise what they like for a damaged file, MemoryError among it
+        raise UserError(reason(error)) from error
     if not len(volume):
         raise UserError("has no slice")
     return volume

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import io
 import os
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from msm.builders import border
 from msm.builders.pictures.store import COLOURS, SPLITS, Form, Picture
 from msm.infra.atomic import safe_join
 from msm.infra.errors import UserError
@@ -32,7 +32,6 @@ FILTER = Image.Resampling.LANCZOS
 FFHQ_COUNT = 70_000
 FFHQ = {"test": slice(0, 100), "validation": slice(100, 200), "train": slice(1000, None)}  # of the sorted names
 FRACTIONS, LARGEST_SPLIT = {"test": 10, "validation": 20}, 1000  # one file in so many, at least 1, at most 1000
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)  # Pillow's errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,16 +52,19 @@ class Division:
 def find_pictures(folder: Path) -> list[str]:
     """Returns the paths of all PNG and JPEG files below `folder`, relative to it, sorted; raises UserError if none.
 
-    Hidden files and folders are left out, and links to folders are not followed.
+    Hidden files and folders are left out, as are names that are not UTF-8; links to folders are not followed.
     """
-    found = []
-    for place, subfolders, names in os.walk(folder):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        chosen = (name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
-        found += [Path(place, name).relative_to(folder).as_posix() for name in chosen]
-    if not found:
+    return _look(folder).names
+
+
+def _look(folder: Path) -> border.Seen:
+    seen = border.look(folder, lambda path: path.name.lower().endswith(SUFFIXES))
+    if not seen.names and seen.problems:
+        name, problem = next(iter(seen.problems.items()))
+        raise UserError(f"{folder} has no file that can be used; the first problem, {name}: {problem}")
+    if not seen.names:
         raise UserError(f"{folder} has no {', '.join(SUFFIXES)} file in it or below: give another --folder")
-    return sorted(found)
+    return seen
 
 
 def _reason(error: OSError | UnicodeDecodeError) -> str:
@@ -121,6 +123,16 @@ def divide(names: Sequence[str], division: Division) -> dict[str, list[str]]:
     return {split: sorted(splits[split], key=order.__getitem__) for split in SPLITS}
 
 
+def not_divided(names: Sequence[str], splits: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Why names are in no split, by name."""
+    used = {name for chosen in splits.values() for name in chosen}
+    return {
+        border.printable(name): "is in no split: lists or FFHQ's division leave it out"
+        for name in names
+        if name not in used
+    }
+
+
 def _inside(folder: Path, name: str) -> Path:
     try:
         return safe_join(folder, name)
@@ -142,6 +154,7 @@ def read_picture(data: bytes, size: Size) -> np.ndarray:
     with opened as image:
         if image.mode not in MODES:
             raise UserError(f"has mode {image.mode}: convert it to 8-bit grey or RGB")
+        border.check_size(f"the picture of {image.width} x {image.height}", 3.0 * image.width * image.height, 4)
         if min(image.size) < min(rows, columns):
             raise UserError(f"is {image.width} x {image.height} pixels, less than {told(size)}: {_LOWER}")
         if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
@@ -200,11 +213,18 @@ class Folder:
         if not folder.is_dir():
             raise UserError(f"--folder {folder} is not a folder: give the one that holds the pictures")
         self.folder, self.division = folder, division
-        self.names = find_pictures(folder)
+        seen = _look(folder)
+        self.names = seen.names
         self.splits = divide(self.names, division)
         self._ids = example_ids(self.names)
-        self.problems: dict[str, str] = {}
+        self._border = border.Border(seen.problems)
+        self.ignored = seen.ignored | not_divided(self.names, self.splits)
         self._digest = hashlib.sha256()
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """What is wrong with the files that were left out, by path."""
+        return self._border.problems
 
     def identity(self) -> dict[str, Any]:
         """Reads every file, on all cores: sizes and times tell neither a changed picture nor an equal copy."""
@@ -235,28 +255,27 @@ class Folder:
         shape = (len(chosen), *rows_and_columns(size), 3)
         array = np.lib.format.open_memmap(scratch / "pictures.npy", mode="w+", dtype=np.uint8, shape=shape)
 
-        def load(row: int) -> tuple[bytes, bytes, str]:
-            """(SHA-256 of the file, of its pixels, what is wrong with it or '')."""
-            try:
+        def load(row: int) -> tuple[bytes, bytes]:
+            """SHA-256 of the file and of its pixels; both b'' if something is wrong with it."""
+            data = b""
+            with self._border.around(chosen[row]):
                 data = _inside(self.folder, chosen[row]).read_bytes()
-                array[row] = read_picture(data, size)
-            except _BROKEN as error:
-                return b"", b"", str(error) or type(error).__name__
-            return hashlib.sha256(data).digest(), hashlib.sha256(array[row]).digest(), ""
+                pixels = read_picture(data, size)
+                array[row] = pixels
+                return hashlib.sha256(data).digest(), hashlib.sha256(pixels).digest()
+            return b"", b""
 
         pixels: dict[int, bytes] = {}
         with ThreadPoolExecutor(os.cpu_count()) as pool, Progress(len(chosen), 0, "pictures", unit="file") as progress:
-            for row, (digest, seen, problem) in enumerate(pool.map(load, range(len(chosen)))):
+            for row, (digest, seen) in enumerate(pool.map(load, range(len(chosen)))):
                 self._digest.update(digest)
-                if problem:
-                    self.problems[chosen[row]] = problem
-                else:
+                if seen:
                     pixels[row] = seen
                 progress.update(row + 1)
         first: dict[bytes, int] = {}
         for row in sorted(pixels, key=chosen.__getitem__):
             if first.setdefault(pixels[row], row) != row:
-                self.problems[chosen[row]] = f"same picture as {chosen[first[pixels[row]]]}"
+                self._border.note(chosen[row], f"same picture as {chosen[first[pixels[row]]]}")
         kept = sorted(first.values())
         ids = [self._ids[name] for name in chosen]
         split_of = [split for split, _ in self._chosen()]
@@ -264,7 +283,8 @@ class Folder:
         for split in ("train", "test"):
             if not found[split]:
                 name = self.splits[split][0]
-                raise UserError(f"no file of the {split} split can be used; the first, {name}: {self.problems[name]}")
+                problem = self.problems[border.printable(name)]
+                raise UserError(f"no file of the {split} split can be used; the first, {name}: {problem}")
         return found
 
     def describe(self) -> dict[str, Any]:
@@ -275,5 +295,6 @@ class Folder:
             "licences": ["those of the pictures: ask whoever gave them to you"],
             "source_sha256": self._digest.hexdigest(),
             "resize": "central part, Pillow Lanczos filter with antialiasing, 8 bits",
-            "left_out": self.problems,
+            "left_out": border.in_order(self.problems),
+            "ignored": border.in_order(self.ignored),
         }

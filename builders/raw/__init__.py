@@ -7,7 +7,8 @@ from pathlib import Path
 
 import h5py
 
-from msm.builders.raw import arrays, bart, fastmri, images_maps, ismrmrd  # noqa: F401 (they register themselves)
+from msm.builders.border import reason
+from msm.builders.raw import arrays, bart, fastmri, hdf5, images_maps, ismrmrd  # noqa: F401 (they register themselves)
 from msm.builders.raw.volume import RAW_READERS, RawVolume
 from msm.infra.errors import UserError
 
@@ -28,8 +29,8 @@ def read_raw(path: str | Path, name: str = "", array: Mapping[str, str] | None =
         return _read(path, name, array or {}, settings)
     except UserError:
         raise
-    except DAMAGED as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:150]}); copy it again") from error
+    except Exception as error:  # the border: libraries raise what they like for a damaged file, MemoryError among it
+        raise UserError(f"{path} {reason(error)}; copy it again") from error
 
 
 def _read(path: Path, name: str, array: Mapping[str, str], settings: dict) -> RawVolume:
@@ -70,8 +71,8 @@ def detect_format(path: Path) -> str:
     if not h5py.is_hdf5(path):
         raise UserError(f"{path} is no .npy, .npz, .cfl, .hdr or HDF5 file; convert it to one of them")
     with h5py.File(path) as file:
-        if "kspace" in file and "ismrmrd_header" in file:
+        if hdf5.find(file, "kspace") is not None and hdf5.find(file, "ismrmrd_header") is not None:
             return "fastmri"
-        if "x_hat" in file:
+        if hdf5.find(file, "x_hat") is not None:
             return "images_maps"
         return "ismrmrd" if ismrmrd.find_groups(file) else "array"

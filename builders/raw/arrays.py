@@ -1,11 +1,13 @@
 """Plain arrays: .npy, .npz and HDF5 files whose order of axes the user states."""
 
+import zipfile
 from pathlib import Path
-from typing import BinaryIO
 
 import h5py
 import numpy as np
 
+from msm.builders.numpy_files import Archive, load_array
+from msm.builders.raw import hdf5
 from msm.builders.raw.volume import RAW_READERS, RawVolume, check_shape, raw_volume
 from msm.infra.errors import UserError
 
@@ -53,35 +55,34 @@ def _in_order(array: np.ndarray, axes: str) -> np.ndarray:
 def _load(path: Path, key: str, *others: str) -> tuple:
     """The array `key` of a file and the `others`, None for those that it lacks."""
     if path.suffix.lower() in (".npy", ".npz"):
-        with path.open("rb") as file:  # which numpy leaves open where it finds no archive in it
-            stored = _numpy(path, file)
-            if isinstance(stored, np.ndarray):
-                return stored, *(None for _ in others)
-            return _member(path, stored, key), *(stored.get(name) for name in others)
+        try:
+            if not zipfile.is_zipfile(path):
+                return load_array(path), *(None for _ in others)
+            with Archive(path) as stored:
+                return _member(path, stored, key), *(stored.find(name) for name in others)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
     try:
         with h5py.File(path) as file:
-            found = (_complex(np.asarray(file[name])) if name in file else None for name in others)
-            return _complex(np.asarray(_member(path, file, key))), *found
+            found = (_dataset(path, file, name) if hdf5.find(file, name) is not None else None for name in others)
+            return _dataset(path, file, key), *found
     except OSError as error:
         raise UserError(f"{path} is none of .npy, .npz and HDF5, or it is damaged; convert or copy it again") from error
 
 
-def _numpy(path: Path, file: BinaryIO):
-    try:
-        return np.load(file, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); copy it again, or save it without pickled objects"
-        ) from error
-
-
-def _member(path: Path, container, key: str):
+def _member(path: Path, container: Archive, key: str) -> np.ndarray:
     if key not in container:
-        raise UserError(f"{path} has no array {key!r}, only {', '.join(sorted(container))}: state its name")
-    member = container[key]
+        raise UserError(f"has no array {key!r}, only {', '.join(sorted(container))}: state its name")
+    return container[key]
+
+
+def _dataset(path: Path, file: h5py.File, key: str) -> np.ndarray:
+    member = hdf5.find(file, key)
+    if member is None:
+        raise UserError(f"{path} has no array {key!r}, only {', '.join(sorted(file))}: state its name")
     if isinstance(member, h5py.Group):
         raise UserError(f"{path}: {key!r} is a group, not an array; state the name of an array, e.g. {key}/NAME")
-    return member
+    return _complex(hdf5.read(member, f"{path}: {key!r}"))
 
 
 def _complex(array: np.ndarray) -> np.ndarray:

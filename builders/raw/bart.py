@@ -1,9 +1,11 @@
 """BART's pairs of files: NAME.hdr with the dimensions as text, NAME.cfl with complex64 values in Fortran order."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 
+from msm.builders.border import check_size
 from msm.builders.raw.volume import RAW_READERS, RawVolume, raw_volume
 from msm.infra.errors import UserError
 
@@ -26,9 +28,14 @@ def read_bart(path: Path) -> RawVolume:
     place = lines.index("# Dimensions") + 1 if "# Dimensions" in lines else len(lines)
     try:
         shape = [int(word) for word in lines[place].split()]
+        if not shape:
+            raise ValueError("no number")
     except (IndexError, ValueError) as error:
         raise UserError(f"{header} has no line of numbers below '# Dimensions'; write it again with BART") from error
-    expected = 8 * int(np.prod(shape, dtype=np.int64))
+    if min(shape) < 1 or len(shape) > 32:
+        raise UserError(f"{header} has dimensions {shape}, which are none; write it again with BART")
+    expected = 8 * math.prod(shape)
+    check_size(f"{data}: {shape}", 3 * math.prod(shape), 8)
     if data.stat().st_size != expected:
         raise UserError(f"{data} has {data.stat().st_size} bytes, {header.name} says {expected}; copy both again")
     others = [f"dimension {axis} of {n}" for axis, n in enumerate(shape) if n != 1 and axis not in _USED]

@@ -8,8 +8,8 @@ are read as one coil.
 from pathlib import Path
 
 import h5py
-import numpy as np
 
+from msm.builders.raw import hdf5
 from msm.builders.raw.ismrmrd_header import parse_header
 from msm.builders.raw.volume import RAW_READERS, RawVolume, raw_volume, without_oversampling
 from msm.infra.errors import UserError
@@ -23,12 +23,14 @@ def read_fastmri(path: Path) -> RawVolume:
     `volume.find_acquired`. Raises UserError for a file without `kspace` or header, or with k-space of another kind.
     """
     with h5py.File(path) as file:
+        found = {name: hdf5.find(file, name) for name in ("kspace", "ismrmrd_header", "mask")}
         for name in ("kspace", "ismrmrd_header"):
-            if name not in file:
+            if found[name] is None:
                 raise UserError(f"{path} has no dataset {name!r}: it is no fastMRI file; read it as another format")
-        kspace = np.asarray(file["kspace"])
-        header = parse_header(np.asarray(file["ismrmrd_header"]).item(), path)
-        mask = np.asarray(file["mask"]).astype(bool) if "mask" in file else None
+        stored = {name: hdf5.read(item, f"{path}: {name!r}") for name, item in found.items() if item is not None}
+        kspace = stored["kspace"]
+        header = parse_header(stored["ismrmrd_header"].item(), path)
+        mask = stored["mask"].astype(bool) if "mask" in stored else None
         texts = {name: file.attrs[name] for name in ("acquisition", "patient_id") if name in file.attrs}
     if kspace.ndim not in (3, 4) or kspace.dtype.kind != "c":
         raise UserError(f"{path}: `kspace` is {kspace.dtype} {kspace.shape}, not complex (slices,coils,rows,columns)")

@@ -10,6 +10,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from msm.builders.border import check_size
+from msm.builders.raw import hdf5
 from msm.builders.raw.ismrmrd_header import Header, parse_header
 from msm.builders.raw.volume import RAW_READERS, RawVolume, raw_volume, without_oversampling
 from msm.infra.errors import UserError
@@ -35,9 +37,11 @@ def read_ismrmrd(path: Path) -> RawVolume:
             if groups:
                 raise UserError(f"{path} has its scan in {', '.join(groups)}; rename one group to 'dataset'")
             raise UserError(f"{path} has no dataset 'dataset/xml': it is no ISMRMRD file; read it as another format")
-        if "dataset/data" not in file:
+        lines = hdf5.find(file, "dataset/data")
+        if lines is None:
             raise UserError(f"{path} holds a header and no acquisitions (`dataset/data`); export it again")
-        texts, records = np.asarray(file["dataset/xml"]).ravel(), np.asarray(file["dataset/data"])
+        texts = hdf5.read(hdf5.find(file, "dataset/xml"), f"{path}: 'dataset/xml'").ravel()
+        records = hdf5.read(lines, f"{path}: 'dataset/data'")
     if not texts.size or not {"head", "data"} <= set(records.dtype.names or ()):
         raise UserError(f"{path} has `dataset` in another layout than ISMRMRD's; export it again")
     header = parse_header(texts[0], path)
@@ -55,7 +59,7 @@ def read_ismrmrd(path: Path) -> RawVolume:
 
 def find_groups(file: h5py.File) -> list[str]:
     """Names of the groups of an HDF5 file that are laid out as ISMRMRD's: with a header, `xml`."""
-    return [name for name, item in file.items() if isinstance(item, h5py.Group) and "xml" in item]
+    return [name for name, item in hdf5.items(file) if isinstance(item, h5py.Group) and "xml" in item]
 
 
 def _flagged(heads: np.ndarray, *flags: int) -> np.ndarray:
@@ -128,6 +132,8 @@ def _grid(path: Path, header: Header, heads: np.ndarray, data: np.ndarray) -> tu
     height, width = header.encoded[:2]
     slices, place = np.unique(heads["idx"]["slice"], return_inverse=True)
     coils = int(heads["active_channels"][0])
+    check_size(f"{path}: k-space of {slices.size} slices, {coils} coils, {height} x {width}", 3.0 * slices.size * coils
+               * height * width, 8)  # fmt: skip
     total = np.zeros((slices.size, coils, height, width), np.complex64)
     count = np.zeros((slices.size, height, width), np.int32)
     columns = heads["idx"]["kspace_encode_step_1"].astype(int) - header.centre + width // 2

@@ -19,9 +19,10 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
+from msm.builders import border
 from msm.builders.pictures.folder import example_ids
 from msm.builders.pictures.store import SPLITS
-from msm.builders.raw import DAMAGED, RawVolume
+from msm.builders.raw import RawVolume
 from msm.builders.records import complex_tensor, scalar
 from msm.builders.scans import subjects as scan_files
 from msm.builders.scans.scan import Options, Scan, load_scan, pack, prepare_scan, save_scan
@@ -276,18 +277,18 @@ class RawScans:
         if path.exists():
             try:
                 return Stored(name, first_id, path, load_scan(path).facts | {"subject": self._subjects[name]})
-            except DAMAGED as error:
+            except Exception as error:  # of whatever a damaged file makes numpy raise
                 logging.warning("%s is damaged (%s): the scan is prepared again", path, error)
-        try:
-            raw = self._read(scan_files.parts_of(self.folder, name)[0])
-        except UserError as error:
-            return str(error).replace(f"{self.folder}{os.sep}", "")
-        try:
-            if len(raw.kspace) > MOST_SLICES:
-                raise UserError(f"{len(raw.kspace)} slices are more than {MOST_SLICES}; split the file")
-            scan = prepare_scan(raw, options, first_id, *keep)
-        except UserError as error:
-            return str(error)
+        found = border.Border()
+        with found.around(name):
+            return self._prepared(name, path, first_id, options, keep)
+        return found.problems[border.printable(name)].replace(f"{self.folder}{os.sep}", "")
+
+    def _prepared(self, name: str, path: Path, first_id: int, options: Options, keep: tuple[bool, bool]) -> Stored:
+        raw = self._read(scan_files.parts_of(self.folder, name)[0])
+        if len(raw.kspace) > MOST_SLICES:
+            raise UserError(f"{len(raw.kspace)} slices are more than {MOST_SLICES}; split the file")
+        scan = prepare_scan(raw, options, first_id, *keep)
         save_scan(path, scan)
         return Stored(name, first_id, path, scan.facts | {"subject": self._subjects[name]})
 
@@ -348,8 +349,9 @@ class RawScans:
             "volumes": {
                 x.name: {"split": s, "sha256": self.digests[x.name], **x.facts} for s in every for x in every[s]
             },
-            "left_out": self.problems,
+            "left_out": border.in_order(self.problems),
             "unused": self.unused,
+            "ignored": scan_files.ignored(self.folder, [*self.names, *self.unused]),
             "licences": ["those of the raw data: ask whoever gave them to you"],
             "notes": [*_notes(facts, retrospective), *self._doubts],
             **statistics,

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import h5py
-import numpy as np
 
+from msm.builders import border
+from msm.builders.raw import hdf5
 from msm.builders.raw.ismrmrd_header import parse_header
 from msm.infra.atomic import safe_join
 from msm.infra.errors import UserError
@@ -36,32 +37,43 @@ class Row:
     stop: int | None
 
 
-def find_scans(folder: Path) -> list[str]:
-    """Returns the paths of all raw files below `folder`, relative to it, sorted; raises UserError if there is none.
+def look(folder: Path) -> border.Seen:
+    """What lies in a folder of raw files and below it. Raises UserError if it is none, or has none.
 
-    Hidden files and folders are left out, links to folders are not followed.
+    Hidden files and folders are left out, links to folders are not followed. A header of BART is part of its values.
     """
     if not folder.is_dir():
         raise UserError(f"--in {folder} is not a folder")
-    found = []
-    for place, subfolders, names in os.walk(folder):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".") and name != _MAPS_FOLDER]
-        chosen = (name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
-        found += [Path(place, name).relative_to(folder).as_posix() for name in chosen]
-    if not found:
+    seen = border.look(folder, lambda path: path.name.lower().endswith(SUFFIXES), skip=_MAPS_FOLDER)
+    if not seen.names and not seen.problems:
         raise UserError(f"{folder} has no {', '.join(SUFFIXES)} file in it or below: give another --in")
-    return sorted(found)
+    values = {name[:-4] for name in (*seen.names, *seen.problems) if name.lower().endswith(".cfl")}
+    others = {
+        name: why for name, why in seen.ignored.items() if not name.lower().endswith(".hdr") or name[:-4] not in values
+    }
+    return dataclasses.replace(seen, ignored=others)
+
+
+def find_scans(folder: Path) -> list[str]:
+    """Returns the paths of all raw files below `folder`, relative to it, sorted. Raises UserError as `look` does."""
+    return look(folder).names
+
+
+def ignored(folder: Path, used: Sequence[str]) -> dict[str, str]:
+    """Why files of a folder are neither used nor wrong, by name: of no raw format, or left out by the table."""
+    seen = look(folder)
+    dropped = {name: "the table leaves it out" for name in seen.names if name not in set(used)}
+    return border.in_order(seen.ignored | dropped)
 
 
 def choose(folder: Path, table: Mapping[str, Row] | None) -> tuple[list[str], dict[str, str]]:
     """Returns the paths of the files to use, and what is wrong with others, by path.
 
     Those are files whose names are not UTF-8, which a manifest cannot hold: the bytes that are none are written \\xff.
-    Warns of rows that name no file. Raises UserError as `find_scans` does, and if no file is left.
+    Warns of rows that name no file. Raises UserError as `look` does, and if no file is left.
     """
-    printable = {name: os.fsencode(name).decode(errors="backslashreplace") for name in find_scans(folder)}
-    problems = {text: "its name is not UTF-8; rename it" for name, text in printable.items() if name != text}
-    names = [name for name, text in printable.items() if name == text]
+    seen = look(folder)
+    names, problems = seen.names, seen.problems
     if not names:
         raise UserError(f"{folder} has no file whose name is UTF-8: rename them; the first is {next(iter(problems))}")
     if table is None:
@@ -140,9 +152,9 @@ def patient_of(folder: Path, name: str) -> str:
             if told := told.decode(errors="replace") if isinstance(told, bytes) else str(told):
                 return told
             for key in ("ismrmrd_header", "dataset/xml"):
-                if key in file:
-                    return parse_header(np.asarray(file[key]).ravel()[0], path).facts.get("patient_id", "")
-    except (UserError, OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
+                if (text := hdf5.find(file, key)) is not None:
+                    return parse_header(hdf5.read(text, key).ravel()[0], path).facts.get("patient_id", "")
+    except Exception as error:
         logging.debug("%s: no patient id (%s)", name, error)  # what is wrong with it is told when the scan is read
     return ""
 
