@@ -16,7 +16,7 @@ from msm.operators.measurement import Measurement
 
 IMAGE_AUGMENTATIONS: Registry[Callable] = Registry("image augmentation")
 
-SHARE = 0.5  # of the examples that `warp` changes, and of those that `contrast` does
+WARPED, CONTRASTED = 0.5, 0.25  # shares of the examples
 TURN = 0.35  # radians
 ZOOM, STRETCH = 0.13, 0.08  # logarithms: of both axes, of columns against rows
 EXPONENT = (-0.5, 0.4)  # logarithm of the power of the magnitude
@@ -76,21 +76,21 @@ def mirror(key, x, support):
 
 @IMAGE_AUGMENTATIONS.register("contrast")
 def contrast(key, x, support):
-    """(H,W) complex, `SHARE` of them: another power of the magnitude, exp(uniform(`EXPONENT`)), the same phase."""
+    """(H,W) complex, `CONTRASTED` of them: another power of the magnitude, exp(uniform(`EXPONENT`)), the same phase."""
     choose, draw = jax.random.split(key)
     power = jnp.exp(jax.random.uniform(draw, minval=EXPONENT[0], maxval=EXPONENT[1]))
     changed = x * (jnp.abs(x) + 1e-6) ** (power - 1)
-    return jnp.where(jax.random.bernoulli(choose, SHARE), changed, x), support
+    return jnp.where(jax.random.bernoulli(choose, CONTRASTED), changed, x), support
 
 
 @IMAGE_AUGMENTATIONS.register("warp")
 def warp(key, x, support):
-    """(H,W) complex, `SHARE` of them: turned by up to `TURN` and zoomed, about the centre, as band-limited images."""
+    """(H,W) complex, `WARPED` of them: turned by up to `TURN` and zoomed, about the centre, as band-limited images."""
     choose, turn, zoom, stretch = jax.random.split(key, 4)
     angle = jax.random.uniform(turn, minval=-TURN, maxval=TURN)
     rows = jnp.exp(jax.random.uniform(zoom, minval=-ZOOM, maxval=ZOOM))
     columns = rows * jnp.exp(jax.random.uniform(stretch, minval=-STRETCH, maxval=STRETCH))
-    chosen = jax.random.bernoulli(choose, SHARE)
+    chosen = jax.random.bernoulli(choose, WARPED)
     warped = enlarge(rotate(x, angle), rows, columns)
     if support is not None:
         moved = enlarge(rotate(support.astype(x.dtype), angle), rows, columns).real > 0.5
