@@ -21,6 +21,7 @@ from itertools import pairwise
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from msm.infra.registry import Registry
 from msm.models.denoiser import Denoised
@@ -44,6 +45,7 @@ class SamplerSettings:
     step: str = "ddim"
     order: int = 1
     start_sigma: float = math.inf
+    finish_sigma: float = 0.0
 
 
 def get_settings(section) -> SamplerSettings:
@@ -84,8 +86,15 @@ def extrapolations(sigmas: Sequence[float]) -> list[float]:
 
 
 def get_levels(settings: SamplerSettings, schedule: Schedule) -> dict[str, jax.Array]:
-    """Returns what a step of the scan is told about its level, each (levels,): t, sigma, those beside it, `ahead`."""
-    times = schedule.grid(settings.num_levels, settings.start_sigma)
+    """Returns what a step of the scan is told about its level, each (levels,): t, sigma, those beside it, `ahead`.
+
+    And `projected`: whether the level's estimate is moved to the data. With `finish_sigma` the last level is of that
+    noise and its estimate stays the network's own, without the noise of the data.
+    """
+    finish = settings.finish_sigma > 0
+    times = schedule.grid(settings.num_levels - finish, settings.start_sigma)
+    if finish:
+        times = np.append(times, np.float32(schedule.level(jnp.float32(settings.finish_sigma))))
     with jax.ensure_compile_time_eval():  # the levels are static, also where this is called while tracing
         sigmas = [float(v) for v in schedule.sigma(jnp.asarray(times))]
     return {
@@ -95,6 +104,7 @@ def get_levels(settings: SamplerSettings, schedule: Schedule) -> dict[str, jax.A
         "next": jnp.asarray([*sigmas[1:], 0.0]),
         "previous": jnp.asarray([jnp.inf, *sigmas[:-1]]),
         "ahead": jnp.asarray(extrapolations(sigmas)),
+        "projected": jnp.arange(len(times)) < len(times) - finish,
     }
 
 
@@ -200,7 +210,8 @@ def get_sampler(
             total, u = calls(carry, drawn, maps, level, (noise_keys, symmetry_keys), eta)
             zhat = aggregate(settings, probability, total, drawn, carry.zhat)
             if project is not None:
-                zhat = project(zhat, level["sigma"], split_keys(project_keys, level["index"]))
+                moved = project(zhat, level["sigma"], split_keys(project_keys, level["index"]))
+                zhat = jnp.where(level["projected"], moved, zhat)
             target = zhat if settings.order == 1 else zhat + level["ahead"] * (zhat - carry.zhat)
             if settings.step == "plug_and_play":
                 return _Carry(target, zhat, covered), None

@@ -229,6 +229,7 @@ def _solver() -> ConfigDict:
     )
     solver.gamma = 1.0  # step towards the data; 1 is all the way (with entries: acquired ones get their values back)
     solver.order = 1  # 1 | 2: a second-order step costs no further network call, see sampling.py
+    solver.finish_sigma = 0.0  # noise level of a last call whose estimate is the result as it is; 0: moved to the data
     solver.eta = 1.0
     solver.temperature = 1.0  # stretches the samples about their mean; --mode=tune finds it by objective crps
     return solver
@@ -245,6 +246,7 @@ def _msm_fast() -> ConfigDict:
     fast.variance = "white"  # of least_squares, of the network's estimate: white | residual
     fast.symmetry = True  # every call sees a random symmetry (data.augment) of the image
     fast.gamma = 1.0
+    fast.finish_sigma = 0.0  # noise level of a last call whose estimate is the result as it is; 0: moved to the data
     return fast
 
 

@@ -43,7 +43,7 @@ from msm.operators.masks import get_masks
 from msm.operators.measurement import Measurement
 from msm.operators.operator import MIN_DAMPING, Operator, every_copy, per_example
 from msm.operators.randomness import draw_noise_of, example_keys
-from msm.sampling import get_sampler, get_settings
+from msm.sampling import get_levels, get_sampler, get_settings
 from msm.solvers.registry import SOLVERS, Range, Solver, temper
 
 START_RIDGE = 0.003  # of the Tikhonov image that a warm start begins from
@@ -97,7 +97,7 @@ def get_msm_solver(config, experiment) -> Solver:
         },
         spread=SPREAD if num_samples > 1 else {},
         num_samples=num_samples,
-        nfe=len(schedule.grid(settings.num_levels, settings.start_sigma)) * settings.w,
+        nfe=len(get_levels(settings, schedule)["t"]) * settings.w,
     )
 
 

@@ -6,7 +6,9 @@ A plug-and-play iteration (Venkatakrishnan et al. 2013; with a falling noise lev
     zhat <- T (x0 + (H^H H + mu I)^-1 H^H (y - H x0)),   x0 = T^H D_sigma(u),   u <- zhat
 
 Where `msm_fast.mask_keep` is 0 the network sees one mask of p(S) per level, and entries outside it keep their values.
-It has no posterior spread. What each part is worth: docs/results/few-calls.md, written by benchmarks/quality_vs_nfe.py.
+With `msm_fast.finish_sigma` the last call denoises at that level and its estimate is the result: what the data's own
+noise leaves in the picture goes. It has no posterior spread. What each part is worth: docs/results/few-calls.md,
+written by benchmarks/quality_vs_nfe.py.
 """
 
 from msm.solvers.msm import get_msm_solver

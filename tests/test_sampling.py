@@ -12,6 +12,7 @@ from msm.configs.default import get_config
 from msm.models.denoiser import Denoised, get_denoise_fn
 from msm.operators.acquisition import Acquisition
 from msm.operators.masks import get_masks
+from msm.operators.operator import per_example
 from msm.operators.randomness import example_keys
 from msm.operators.transform import get_transform
 from msm.sampling import SamplerSettings, get_sampler, get_sampling_fn
@@ -96,6 +97,24 @@ def test_msm_fast_is_one_estimate_of_the_msm_solver_without_noise():
     same = get_solver(config, experiment(config), "msm")
     np.testing.assert_allclose(x, same.solve(jax.random.key(0), PARAMS, m, same.hyper), atol=1e-6)
     assert config.eval.num_samples == 2  # the preset does not change what others see
+
+
+def test_a_finishing_call_returns_the_networks_own_estimate_of_what_the_others_found():
+    """At `finish_sigma`, counted as a call: one more denoising of the shorter run's result, not moved to the data."""
+    config, m = solver_config(), toy_measurement()
+    config.msm_fast.update(num_levels=2, start_sigma=1.0, symmetry=False)
+    exp = experiment(config)
+    solver = get_solver(config, exp, "msm_fast")
+    found = solver.solve(jax.random.key(0), PARAMS, m, solver.hyper)[0]
+    t = jnp.full(found.shape[:1], exp.schedule.level(jnp.float32(0.1)))
+    z = exp.transform.forward(found, m.maps) * per_example(exp.schedule.alpha(t), m.y)
+    expected = exp.transform.adjoint(exp.denoise(PARAMS, z, np.ones_like(m.mask), m.maps, t).z0, m.maps)
+    config.msm_fast.update(num_levels=3, finish_sigma=0.1)
+    finished = get_solver(config, exp, "msm_fast")
+    assert finished.nfe == 3
+    x = finished.solve(jax.random.key(0), PARAMS, m, finished.hyper)[0]
+    np.testing.assert_allclose(x, expected, atol=1e-5)
+    assert np.abs(np.asarray(x) - found).max() > 1e-3
 
 
 @pytest.mark.parametrize("names", [("flip", "shift"), ("flip", "shift", "phase")], ids=len)

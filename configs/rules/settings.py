@@ -145,6 +145,7 @@ SETTINGS: dict[str, Rule] = {
     "solver.symmetry": flag(),
     "solver.cg_steps": integer(1),
     "solver.damping": number(0),
+    "solver.finish_sigma": number(0),
     "solver.gamma": number(0),
     "solver.temperature": number(above=0),
     "msm_fast.num_levels": integer(1),
@@ -155,6 +156,7 @@ SETTINGS: dict[str, Rule] = {
     "msm_fast.variance": name(registered("solvers.msm", "VARIANCES")),
     "msm_fast.symmetry": flag(),
     "msm_fast.gamma": number(0),
+    "msm_fast.finish_sigma": number(0),
     "score_sde.consistency": name(registered("solvers.guidance", "CONSISTENCY")),
     "score_sde.damping": number(0),
     **{
