@@ -250,3 +250,23 @@ def test_training_grid_of_colour_images():
     images[..., 0] = 1.0
     grid = figures.training_grid(images, np.ones((2, 16, 16, 1), bool), images[None])
     np.testing.assert_array_equal(grid[2, 2], [255, 128, 128])
+
+
+def test_slices_of_several_shapes_and_volumes_share_one_report(tmp_path):
+    """Slices have the scanner's numbers in page, table and file names; a picture comes from the round of its shape."""
+    known = {"volume": np.array(["a/head.h5"] * 4), "slice": np.arange(4) + 20, "aspect": np.full(4, 1.5)}
+    one, other = make_round() | known, make_round(size=24)
+    other |= {"example_id": np.arange(50, 54, dtype=np.int32), "volume": np.array(["b.h5"] * 4), "slice": np.arange(4)}
+    groups = evaluation.merge_by_shape([one, other | {"aspect": np.ones(4)}])
+    assert [len(group["example_id"]) for group in groups] == [4, 4]
+    rows = [row for group in groups for row in evaluation.measure_round(group)]
+    report.write_report(tmp_path, make_summary(rows), rows, groups)
+    names = {path.name for path in (tmp_path / "figures").glob("slice_*.png")}
+    assert names and all(re.fullmatch(r"slice_(a_head\.h5_\w{6}_0002[0-3]|b\.h5_0000[0-3])\.png", n) for n in names)
+    text = (tmp_path / "report.html").read_text()
+    assert "a/head.h5, 2" in text and all(f"figures/{name}" in text for name in names)
+    report.write_metrics_csv(tmp_path / "metrics.csv", rows)
+    with open(tmp_path / "metrics.csv") as file:
+        assert {(row["volume"], row["slice"]) for row in csv.DictReader(file)} == {
+            *(("a/head.h5", str(n)) for n in range(20, 24)), *(("b.h5", str(n)) for n in range(4))
+        }  # fmt: skip
