@@ -8,7 +8,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from msm.configs.rules import parse
-from msm.infra import command_line
+from msm.infra import command_line, console
 from msm.infra.errors import Stopped, UserError
 
 FLAGS = flags.FLAGS
@@ -71,6 +71,7 @@ def main(argv: list[str]) -> None:
 
 def start() -> None:
     """The console command."""
+    console.outlive()
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main, flags_parser=parse)
 

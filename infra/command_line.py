@@ -13,6 +13,7 @@ from typing import Any, NoReturn, Protocol
 
 from absl import app, flags
 
+from msm.infra import console
 from msm.infra.errors import UserError
 from msm.infra.registry import nearest
 
@@ -48,6 +49,7 @@ def start(main: Callable[[list[str]], None], names: bool = False, settings: Sett
         except UserError as error:
             fail(error)
 
+    console.outlive()
     _show_all_flags()
     app.run(run, flags_parser=functools.partial(parse, names=names, settings=settings))
 

@@ -8,6 +8,7 @@ reduced by exact means over the area of each new pixel, as a coarser detector wo
   Scans     a folder of volumes, divided by patient
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -105,7 +106,9 @@ def find_patients(folder: Path) -> dict[str, list[Path]]:
 
 
 def _look(folder: Path) -> border.Seen:
-    return border.look(folder, lambda path: path.name.lower().endswith(volumes.SUFFIXES) or dicom.is_dicom(path))
+    seen = border.look(folder, lambda path: path.name.lower().endswith(volumes.SUFFIXES) or dicom.is_dicom(path))
+    pairs = {f"{name[:-4]}.hdr" for name in seen.names if name.lower().endswith(".img")}  # Analyze's two files are one
+    return dataclasses.replace(seen, ignored={n: why for n, why in seen.ignored.items() if n not in pairs})
 
 
 def _by_patient(folder: Path, seen: border.Seen) -> dict[str, list[Path]]:
