@@ -107,11 +107,15 @@ def solve_round(experiment, solvers: dict[str, Solver], runners, compiled, param
     for name, solver in solvers.items():
         arguments = (key, params, measurement, dict(solver.hyper))
         place = name, measurement.y.shape
-        if place not in compiled:
+        begin, first = time.monotonic(), place not in compiled
+        if first:
             compiled[place] = runners[name].lower(*arguments).compile()
-        begin = time.monotonic()
+            logging.info("%s: compiled in %.0f s, solving", name, time.monotonic() - begin)
+            begin = time.monotonic()
         samples = sharding.local_rows(compiled[place](*arguments), axis=1)
         seconds = (time.monotonic() - begin) / batch_size
+        if first:
+            logging.info("%s: %.3g s a slice", name, seconds)
         mean, std = evaluation.summarize_samples(samples)
         arrays[f"{name}/mean"] = mean
         arrays[f"{name}/seconds"] = np.full(len(mean), seconds, np.float32)
