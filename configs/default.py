@@ -1,6 +1,11 @@
 """Every setting with its default. A leaf config changes only what its experiment needs."""
 
+import importlib
+
 from ml_collections import ConfigDict, config_dict
+
+from msm.infra.values import Section
+from msm.solvers.registry import SECTIONS
 
 
 def get_config() -> ConfigDict:
@@ -19,16 +24,21 @@ def get_config() -> ConfigDict:
     config.em = _em()
     config.sampling = _sampling()
     config.solver = _solver()
-    config.msm_fast = _msm_fast()
     config.score_sde = _score_sde()
     config.ssdu = _ssdu()
-    config.dps = _dps()
-    config.ddnm = _ddnm()
     config.task = _task()
     config.baselines = _baselines()
     config.eval = _eval()
     config.tune = _tune()
+    for name, section in solver_sections().items():
+        config[name] = ConfigDict({key: setting.default for key, setting in section.settings.items()})
     return config
+
+
+def solver_sections() -> dict[str, Section]:
+    """{section: its settings} of the solvers that declare some beside themselves; imports all solvers."""
+    importlib.import_module("msm.solvers")
+    return {name: SECTIONS[name] for name in SECTIONS.names()}
 
 
 def _data() -> ConfigDict:
@@ -235,21 +245,6 @@ def _solver() -> ConfigDict:
     return solver
 
 
-def _msm_fast() -> ConfigDict:
-    """Of the msm_fast solver, in place of those of config.solver (solvers/msm_fast.py)."""
-    fast = ConfigDict()
-    fast.num_levels = 20  # = network calls
-    fast.start_sigma = 0.3
-    fast.mask_keep = 1.0
-    fast.consistency = "least_squares"
-    fast.damping = 1.0
-    fast.variance = "white"  # of least_squares, of the network's estimate: white | residual
-    fast.symmetry = True  # every call sees a random symmetry (data.augment) of the image
-    fast.gamma = 1.0
-    fast.finish_sigma = 0.0  # noise level of a last call whose estimate is the result as it is; 0: moved to the data
-    return fast
-
-
 def _score_sde() -> ConfigDict:
     """Of the solvers of Song et al. 2022 (solvers/guidance.py), as published for MRI."""
     score_sde = ConfigDict()
@@ -279,24 +274,6 @@ def _ssdu() -> ConfigDict:
     # learning rate 1e-3 learns nothing with 0.1 and diverges with 0.3
     ssdu.unrolls = 1  # K: network calls, each followed by a step of data consistency (published: 10)
     return ssdu
-
-
-def _dps() -> ConfigDict:
-    """Of the solvers dps and a_dps."""
-    dps = ConfigDict()
-    dps.num_levels = 100  # each a network call and its gradient
-    dps.zeta = 1.0  # step down the data's misfit, in units of the image
-    dps.mask = "drawn"  # a_dps: what the network is given, drawn (published: one draw per sample) | own (the scan's)
-    return dps
-
-
-def _ddnm() -> ConfigDict:
-    """Of the solver ddnm, as published."""
-    ddnm = ConfigDict()
-    ddnm.num_levels = 100
-    ddnm.consistency = "pseudo_inverse"  # published | least_squares: weighs the data by their noise
-    ddnm.eta = 0.85  # share of fresh noise in a step
-    return ddnm
 
 
 def _task() -> ConfigDict:

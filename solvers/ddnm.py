@@ -11,10 +11,25 @@ instead, (H^H H + mu I)^-1 H^H as in solvers/guidance.py, which is what DDNM+ do
 clean images that the network gives for a whole measurement.
 """
 
+from msm.infra.values import Section, Setting, choice, integer, number
 from msm.sampling import fresh_share, reverse_step
 from msm.solvers.ancestral import get_ancestral_solver, see_whole
 from msm.solvers.guidance import CONSISTENCY
-from msm.solvers.registry import SOLVERS, Range, Solver
+from msm.solvers.registry import SECTIONS, SOLVERS, Range, Solver
+
+SECTIONS.register("ddnm")(
+    Section(
+        "Of the solver ddnm, as published",
+        {
+            "num_levels": Setting(100, integer(1), "noise levels from the largest to the smallest"),
+            "consistency": Setting(
+                "pseudo_inverse", choice("pseudo_inverse", "least_squares"),
+                "published or least_squares, which weighs the data by their noise",
+            ),
+            "eta": Setting(0.85, number(0, 1), "share of fresh noise in a step"),
+        },
+    )
+)  # fmt: skip
 
 
 @SOLVERS.register("ddnm")

@@ -16,13 +16,29 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from msm.infra.values import Section, Setting, choice, integer, number
 from msm.operators.measurement import Measurement
 from msm.operators.operator import Operator, per_example
 from msm.sampling import fresh_share, reverse_step
 from msm.solvers.ancestral import get_ancestral_solver, see_whole
-from msm.solvers.registry import SOLVERS, Range, Solver
+from msm.solvers.registry import SECTIONS, SOLVERS, Range, Solver
 
 SEARCH = {"zeta": Range(0.01, 10.0, log=True)}
+
+
+SECTIONS.register("dps")(
+    Section(
+        "Of the solvers dps and a_dps",
+        {
+            "num_levels": Setting(100, integer(1), "each a network call and its gradient"),
+            "zeta": Setting(1.0, number(0), "step down the data's misfit, in units of the image"),
+            "mask": Setting(
+                "drawn", choice("drawn", "own"),
+                "a_dps: what the network is given, drawn (published: one draw per sample) or own (the scan's)",
+            ),
+        },
+    )
+)  # fmt: skip
 
 
 @SOLVERS.register("dps")

@@ -11,11 +11,44 @@ noise leaves in the picture goes. It has no posterior spread. What each part is 
 written by benchmarks/quality_vs_nfe.py.
 """
 
-from msm.solvers.msm import get_msm_solver
-from msm.solvers.registry import SOLVERS, Solver
+from msm.infra.values import Section, Setting, flag, integer, name, number
+from msm.solvers.msm import CONSISTENCY, VARIANCES, get_msm_solver
+from msm.solvers.registry import SECTIONS, SOLVERS, Solver
 
 # What `config.msm_fast` does not say: one call per level.
 PRESET = {"step": "plug_and_play", "order": 1, "w": 1, "mask_order": "iid", "reinject": False, "weight": "count"}
+
+
+SECTIONS.register("msm_fast")(
+    Section(
+        "Of the msm_fast solver, in place of those of config.solver (solvers/msm_fast.py)",
+        {
+            "num_levels": Setting(20, integer(1), "= network calls"),
+            "start_sigma": Setting(
+                0.3,
+                number(above=0),
+                "noise level to start from; below the largest: a warm start from CG-SENSE",
+            ),
+            "mask_keep": Setting(
+                1.0, number(0, 1), "density of the masks; 0 draws from p(S), 1 is the whole measurement in one call"
+            ),
+            "consistency": Setting(
+                "least_squares", name(CONSISTENCY.names), "how an estimate is moved to the data, see solvers/msm.py"
+            ),
+            "damping": Setting(
+                1.0, number(0), "of least_squares: how much better than under a white prior the estimate is"
+            ),
+            "variance": Setting(
+                "white", name(VARIANCES.names), "of least_squares, of the network's estimate: white or residual"
+            ),
+            "symmetry": Setting(True, flag(), "every call sees a random symmetry (data.augment) of the image"),
+            "gamma": Setting(1.0, number(0), "step towards the data, 1 is all the way"),
+            "finish_sigma": Setting(
+                0.0, number(0), "noise level of a last call whose estimate is the result as it is; 0: moved to the data"
+            ),
+        },
+    )
+)
 
 
 @SOLVERS.register("msm_fast")

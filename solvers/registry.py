@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from msm.infra.registry import Registry
+from msm.infra.values import Section
 from msm.operators.measurement import Measurement
 
 Hyper = Mapping[str, float | jax.Array]
@@ -65,3 +66,5 @@ def temper(samples, temperature):
 SolverFactory = Callable[[Any, Any], Solver]  # get_x_solver(config, experiment) -> Solver
 
 SOLVERS: Registry[SolverFactory] = Registry("solver")
+# The settings that solvers declare beside themselves: a section `config.NAME` of its own for each entry.
+SECTIONS: Registry[Section] = Registry("section of settings")

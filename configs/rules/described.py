@@ -1,7 +1,7 @@
 """Every setting in words: its default, what it may be and what it means; for --help_settings and the settings page.
 
 Defaults come from `configs.default`, what a value may be from the rules, meanings from the comments beside the
-defaults: each is written once.
+defaults, and all three of a solver's own settings from what it declares beside itself: each is written once.
 """
 
 import dataclasses
@@ -82,8 +82,9 @@ class Described:
 def sections() -> dict[str, str]:
     """Returns the sections of settings and what each is about, in the order of the config."""
     texts = {"seed": "of initialisation, training noise and sampling; every random number derives from it"}
+    own = default.solver_sections()
     for name in dict.fromkeys(path.split(".")[0] for path in SETTINGS if "." in path):
-        about = inspect.getdoc(getattr(default, f"_{name}")) or ""
+        about = own[name].about if name in own else inspect.getdoc(getattr(default, f"_{name}")) or ""
         texts[name] = about.splitlines()[0].rstrip(".")
     return texts
 
@@ -109,6 +110,8 @@ def describe(section: str) -> list[Described]:
 def _meanings() -> dict[str, str]:
     """The comment beside each default, with the lines of comment that go on below it."""
     found: dict[str, str] = {"seed": sections()["seed"]}
+    for section, own in default.solver_sections().items():
+        found |= {f"{section}.{key}": setting.meaning for key, setting in own.settings.items()}
     for section in sections():
         function = getattr(default, f"_{section}", None)
         last = ""

@@ -5,7 +5,7 @@ import math
 import jax
 from ml_collections import ConfigDict
 
-from msm.configs.rules.values import Rule, choice, flag, integer, name, number, registered, several, text
+from msm.infra.values import Rule, choice, flag, integer, name, number, registered, several, text
 
 SOLVER = name(registered("solvers.registry", "SOLVERS", "solvers"))
 

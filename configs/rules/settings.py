@@ -1,8 +1,10 @@
 """What every setting of a config must be, one rule each."""
 
+from msm.configs.default import solver_sections
 from msm.configs.rules.em import EM
 from msm.configs.rules.tune import TUNE
-from msm.configs.rules.values import (
+from msm.infra.trackers import NAMES as TRACKERS
+from msm.infra.values import (
     Rule,
     choice,
     flag,
@@ -17,7 +19,6 @@ from msm.configs.rules.values import (
     several,
     text,
 )
-from msm.infra.trackers import NAMES as TRACKERS
 
 RESERVED_FOLDERS = ("checkpoints", "checkpoints-meta", "tensorboard", "samples", "em", "tune")
 
@@ -148,15 +149,6 @@ SETTINGS: dict[str, Rule] = {
     "solver.finish_sigma": number(0),
     "solver.gamma": number(0),
     "solver.temperature": number(above=0),
-    "msm_fast.num_levels": integer(1),
-    "msm_fast.start_sigma": number(above=0),
-    "msm_fast.mask_keep": number(0, 1),
-    "msm_fast.consistency": name(registered("solvers.msm", "CONSISTENCY")),
-    "msm_fast.damping": number(0),
-    "msm_fast.variance": name(registered("solvers.msm", "VARIANCES")),
-    "msm_fast.symmetry": flag(),
-    "msm_fast.gamma": number(0),
-    "msm_fast.finish_sigma": number(0),
     "score_sde.consistency": name(registered("solvers.guidance", "CONSISTENCY")),
     "score_sde.damping": number(0),
     **{
@@ -167,14 +159,9 @@ SETTINGS: dict[str, Rule] = {
     "ssdu.share": number(above=0, below=1),
     "ssdu.sigma": number(above=0),
     "ssdu.unrolls": integer(1),
-    "dps.num_levels": integer(1),
-    "dps.zeta": number(0),
-    "dps.mask": choice("drawn", "own"),
-    "ddnm.num_levels": integer(1),
-    "ddnm.consistency": choice("pseudo_inverse", "least_squares"),
-    "ddnm.eta": number(0, 1),
     **{f"baselines.{name}": number(0) for name in ("ridge", "wavelet", "tv")},
     "baselines.fbp_window": name(registered("operators.ct", "WINDOWS")),
+    **{f"{name}.{key}": s.rule for name, own in solver_sections().items() for key, s in own.settings.items()},
     # evaluation
     "task.name": name(registered("operators.tasks", "TASKS")),
     "task.seed": integer(0, 2**32 - 1),

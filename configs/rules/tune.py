@@ -1,6 +1,6 @@
 """What the settings of config.tune must be; configs/rules/settings.py checks them with all others."""
 
-from msm.configs.rules.values import choice, folder_inside, integer, name, number, registered
+from msm.infra.values import choice, folder_inside, integer, name, number, registered
 
 RESERVED_FOLDERS = ("checkpoints", "checkpoints-meta", "tensorboard", "samples", "em", "eval")
 

@@ -12,8 +12,8 @@ from msm.configs.default import get_config
 from msm.configs.rules import combinations
 from msm.configs.rules.check import check, find_problems
 from msm.configs.rules.settings import OPTIONAL, SETTINGS
-from msm.configs.rules.values import registered
 from msm.infra.errors import UserError
+from msm.infra.values import registered
 from msm.operators.acquisition import Acquisition
 from msm.operators.tasks import TASKS, get_task
 from msm.operators.transform import get_transform

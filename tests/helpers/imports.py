@@ -26,7 +26,7 @@ def imported_files(path: Path) -> set[Path]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "registered":
-            names = [f"msm.{node.args[0].value}"]  # of configs/rules/values.py, which imports it when it is asked
+            names = [f"msm.{node.args[0].value}"]  # of infra/values.py, which imports it when it is asked
         for name in names:
             package, *parts = name.split(".")
             if package == "msm":

@@ -1,10 +1,10 @@
-"""Kinds of rules for one setting: a range of numbers, a known name, a tuple of such; used by settings.py."""
+"""What a setting may be: a range of numbers, a known name, a tuple of such; and how a part declares its settings."""
 
 import dataclasses
 import importlib
 import math
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from msm.infra.registry import nearest
@@ -28,6 +28,23 @@ class Rule:
         if self.holds(value):
             return None
         return f"{path} is {value!r}: it must be {self.says()}{self.hint(value)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One setting as its owner declares it, once: the default, what it must be, and its meaning in a few words."""
+
+    default: Any
+    rule: Rule
+    meaning: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """The settings config.NAME.* of a part, by name, and what they are about."""
+
+    about: str
+    settings: Mapping[str, Setting]
 
 
 def integer(low: int, high: int | None = None, other: int | None = None) -> Rule:
