@@ -93,9 +93,9 @@ def get_levels(settings: SamplerSettings, schedule: Schedule) -> dict[str, jax.A
     """
     finish = settings.finish_sigma > 0
     times = schedule.grid(settings.num_levels - finish, settings.start_sigma)
-    if finish:
-        times = np.append(times, np.float32(schedule.level(jnp.float32(settings.finish_sigma))))
     with jax.ensure_compile_time_eval():  # the levels are static, also where this is called while tracing
+        if finish:
+            times = np.append(times, np.asarray(schedule.level(jnp.float32(settings.finish_sigma))))
         sigmas = [float(v) for v in schedule.sigma(jnp.asarray(times))]
     return {
         "index": jnp.arange(len(times)),
