@@ -25,7 +25,10 @@ _MISSING = "must have a value other than None"  # what absl says of a required f
 class Setting(Protocol):
     """What a setting of --config may be."""
 
-    says: Callable[[], str]
+    @property
+    def says(self) -> Callable[[], str]:
+        """Completes the sentence "it must be ..."."""
+        ...
 
     def problem(self, path: str, value: Any) -> str | None:
         """What is wrong with a value, None if nothing."""
@@ -99,7 +102,7 @@ def _mistake(error: BaseException, argv: list[str], settings: Settings, meant: C
     if _MISSING in text:
         return "\n".join(f"--{name} is missing: {_described(FLAGS[name].help)}" for name in _missing())
     if (wrong := re.match(r"flag --([\w.]+)=(.*?): ", text, re.DOTALL)) and wrong[1] != "config":
-        return _wrong_value(*wrong.groups(), settings())
+        return _wrong_value(wrong[1], wrong[2], settings())
     if valueless := re.match(r"Missing value for flag --([\w.]+)", text):
         return f"--{valueless[1]} has no value: write --{valueless[1]}=VALUE"
     return "\n".join(_unknown_settings(argv, settings(), meant)) or _broken_config(causes[-1], value_of(argv, "config"))

@@ -47,7 +47,7 @@ def oversampling() -> Panels:
     """The readout samples twice the field of view; forgotten, the head is squeezed into half of the image."""
     image = head()
     wide = np.pad(image, ((64, 64), (0, 0)))
-    squeezed, _ = steps.fit(fft2c(wide)[None, None], np.ones((1, 1, 1, 128), bool), 128, "resolution")
+    squeezed, _ = steps.fit(fft2c(wide)[None, None], np.ones((1, 1, 1, 128), bool), (128, 128), "resolution")
     return {
         "256 x 128": wide,
         "made 128 x 128\nas it is": np.abs(ifft2c(squeezed[0, 0])),
@@ -60,7 +60,7 @@ def crop() -> Panels:
     kspace, mask = fft2c(head())[None, None], np.ones((1, 1, 1, 128), bool)
     panels = {"128 x 128": head()}
     for name in steps.CROPS:
-        panels[f"--crop {name}\n64 x 64"] = np.abs(ifft2c(steps.fit(kspace, mask, 64, name)[0][0, 0]))
+        panels[f"--crop {name}\n64 x 64"] = np.abs(ifft2c(steps.fit(kspace, mask, (64, 64), name)[0][0, 0]))
     return panels
 
 

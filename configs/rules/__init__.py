@@ -35,7 +35,7 @@ def _answer_help(argv: list[str], of_settings: bool) -> None:
 
     known = flags.FLAGS
     if not of_settings:
-        ours = known.flags_by_module_dict()[known.find_module_defining_flag("mode")]
+        ours = known.flags_by_module_dict()[known.find_module_defining_flag("mode") or ""]
         print(described.overview({"config": known["config"].help, **{flag.name: flag.help for flag in ours}}))
         sys.exit(0)
     section = command_line.value_of(argv, "help_settings")
