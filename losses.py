@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -41,33 +42,47 @@ def get_loss_fn(
     return LOSSES[config.loss.name](config, schedule, transform, masks, denoise)
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What a loss judges, whatever the measurement.
+
+    Attributes:
+      denoise: denoise(s_t, mask, maps, t) -> Denoised, parameters bound.
+      schedule, transform: see `get_loss_fn`.
+      weight: weight(sigma (B,)) -> (B,).
+      reduction: 'observed' divides by the number of observed real scalars, 'all' by the number of all (published code).
+    """
+
+    denoise: Callable[..., Denoised]
+    schedule: Schedule
+    transform: Transform
+    weight: Callable[[jax.Array], jax.Array]
+    reduction: str = "observed"
+
+
 def msm_loss(
-    denoise, schedule, transform, weight, s, mask, maps, noise, t, reduction="observed", judged=None
+    problem: Problem, measurement: Measurement, noise: jax.Array, t: jax.Array, judged: jax.Array | None = None
 ) -> jax.Array:
     """The noiseless MSM loss (docs/method.md): weight(sigma_t) mean |s - s0_hat|^2 over the mask, for each example.
 
     Args:
-      denoise: denoise(s_t, mask, maps, t), parameters bound.
-      schedule, transform: see `get_loss_fn`.
-      weight: weight(sigma (B,)) -> (B,).
-      s: measurement, shape of y; its values outside `mask` are not read by the network.
-      mask: bool, what the network is given.
-      maps: coil maps or None.
+      problem: see `Problem`.
+      measurement: s and its mask; values of s outside it are not read by the network.
       noise: N(0,1) per real scalar, shape of s.
       t: (B,) levels.
-      reduction: 'observed' divides by the number of observed real scalars, 'all' by the number of all (published code).
-      judged: bool, compare the estimate of the whole measurement here instead; None for `mask`.
+      judged: bool, compare the estimate of the whole measurement here instead; None for the mask.
 
     Returns:
       (B,) float32.
     """
+    s, mask, schedule = measurement.y, measurement.mask, problem.schedule
     sigma = schedule.sigma(t)
     s_t = jnp.where(mask, per_example(schedule.alpha(t), s) * (s + per_example(sigma, s) * noise), 0)
-    out = denoise(s_t, mask, maps, t)
+    out = problem.denoise(s_t, mask, measurement.maps, t)
     judged, estimate = (mask, out.s0) if judged is None else (judged, out.z0)
     error = jnp.where(judged, s - estimate, 0)
-    counted = judged if reduction == "observed" else jnp.ones_like(judged)
-    return weight(sigma) * real_mean(error, error, observed_scalars(transform, counted, s.shape))
+    counted = judged if problem.reduction == "observed" else jnp.ones_like(judged)
+    return problem.weight(sigma) * real_mean(error, error, observed_scalars(problem.transform, counted, s.shape))
 
 
 def real_mean(values: jax.Array, other: jax.Array, count: jax.Array) -> jax.Array:
@@ -100,7 +115,13 @@ def sure(denoised, shifted, s, probe, rho, tau, count) -> jax.Array:
 
 
 def msm_sure_loss(
-    denoise, schedule, transform, weight, s, mask, maps, rho, noise, probe, t, tau, reduction="observed", count=None
+    problem: Problem,
+    measurement: Measurement,
+    noise: jax.Array,
+    probe: jax.Array,
+    t: jax.Array,
+    tau: float,
+    count: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The two terms of the loss for noisy measurements (method.md section 3), each (B,) float32 and not yet summed.
 
@@ -110,15 +131,16 @@ def msm_sure_loss(
     weight(sigma) mean |y1 - D_sigma(y1 + sigma n)|^2. The second term is `sure` of D_rho, not weighted.
 
     Args:
-      denoise, schedule, transform, weight, s, mask, maps, noise, t, reduction: as in `msm_loss`.
-      rho: (B,) noise standard deviation of s per real scalar, more than 0.
+      problem, measurement, noise, t: as in `msm_loss`; rho is the measurement's noise_std, more than 0.
       probe: N(0,1) per real scalar, shape of s.
       tau: step of the finite difference in `sure`.
       count: m of `sure`, if it is not to be the number of observed real scalars.
 
     The three network calls are two: D_rho(s) and D_rho(s + tau b) share one of twice the batch.
     """
-    s, probe = jnp.where(mask, s, 0), jnp.where(mask, probe, 0)
+    schedule, transform, denoise = problem.schedule, problem.transform, problem.denoise
+    mask, maps, rho = measurement.mask, measurement.maps, measurement.noise_std
+    s, probe = jnp.where(mask, measurement.y, 0), jnp.where(mask, probe, 0)
     sigma, level = schedule.sigma(t), schedule.level(rho)
 
     def twice(a) -> Any:
@@ -136,8 +158,8 @@ def msm_sure_loss(
     s0 = denoise(per_example(schedule.alpha(t), s) * u, mask, maps, t).s0
     share = per_example(jnp.where(above, 1 - (rho / sigma) ** 2, 1), s)
     error = target - share * s0 - (1 - share) * u
-    total = observed if reduction == "observed" else observed_scalars(transform, jnp.ones_like(mask), s.shape)
-    return weight(sigma) * real_mean(error, error, total), risk
+    total = observed if problem.reduction == "observed" else observed_scalars(transform, jnp.ones_like(mask), s.shape)
+    return problem.weight(sigma) * real_mean(error, error, total), risk
 
 
 Prepare = Callable[[jax.Array, Measurement], Measurement]
@@ -180,14 +202,14 @@ def get_prepare_fn(config, transform: Transform, masks: MaskDistribution) -> Pre
 def get_msm_loss(config, schedule, transform, masks, denoise) -> LossFn:
     """MSM for (nearly) noiseless measurements: denoise a random share of what was acquired, one level per example."""
     weight, prepare = get_loss_weight(config), get_prepare_fn(config, transform, masks)
+    reduction = config.loss.reduction
 
     def loss(params, measurement, key):
         keys = example_keys(key, measurement.example_id)
         m = prepare(keys, measurement)
         t = jax.vmap(schedule.sample)(split_keys(keys, 2))
         noise = draw_noise(transform, split_keys(keys, 3), m.y.shape)
-        bound = partial(denoise, params)
-        return msm_loss(bound, schedule, transform, weight, m.y, m.mask, m.maps, noise, t, config.loss.reduction)
+        return msm_loss(Problem(partial(denoise, params), schedule, transform, weight, reduction), m, noise, t)
 
     return loss
 
@@ -208,11 +230,8 @@ def get_msm_sure_loss(config, schedule, transform, masks, denoise) -> LossFn:
         t = jax.vmap(schedule.sample)(split_keys(keys, 2))
         noise, probe = (draw_noise(transform, split_keys(keys, n), m.y.shape) for n in (3, 5))
         count = published_count(config, transform, m.y.shape) if settings.sure_count == "published" else None
-        bound = partial(denoise, params)
-        fit, risk = msm_sure_loss(
-            bound, schedule, transform, weight, m.y, m.mask, m.maps, m.noise_std, noise, probe, t,
-            settings.sure_tau, settings.reduction, count,
-        )  # fmt: skip
+        problem = Problem(partial(denoise, params), schedule, transform, weight, settings.reduction)
+        fit, risk = msm_sure_loss(problem, m, noise, probe, t, settings.sure_tau, count)
         risk_weight = weight(schedule.sigma(t) if published_weight else m.noise_std)
         return fit + settings.sure_weight * risk_weight * risk
 
@@ -265,8 +284,8 @@ def get_ambient_loss(config, schedule, transform, masks, denoise) -> LossFn:
         given, m = (augment(split_keys(keys, 0), measurement.replace(mask=mask)) for mask in (kept, measurement.mask))
         t = jax.vmap(schedule.sample)(split_keys(keys, 2))
         noise = transform.forward(draw_noise(transform, split_keys(keys, 3), transform.image_shape(m.y.shape)), m.maps)
-        bound, reduction = partial(denoise, params), config.loss.reduction
-        return msm_loss(bound, schedule, transform, weight, m.y, given.mask, m.maps, noise, t, reduction, m.mask)
+        problem = Problem(partial(denoise, params), schedule, transform, weight, config.loss.reduction)
+        return msm_loss(problem, m.replace(mask=given.mask), noise, t, judged=m.mask)
 
     return loss
 

@@ -105,10 +105,12 @@ def test_perfect_denoiser_has_no_loss_and_reductions_differ_by_the_share_observe
         out = denoise(PARAMS, s_t, mask, maps, t)
         return out.replace(s0=jnp.where(mask, m.y, 0))
 
-    args = (schedule, transform, weight, m.y, m.mask, m.maps, noise, t)
-    np.testing.assert_allclose(losses.msm_loss(perfect, *args), 0, atol=1e-9)
+    def loss_of(network, reduction="observed"):
+        return losses.msm_loss(losses.Problem(network, schedule, transform, weight, reduction), m, noise, t)
+
+    np.testing.assert_allclose(loss_of(perfect), 0, atol=1e-9)
     bound = lambda *a: denoise(PARAMS, *a)  # noqa: E731
-    observed, every = (losses.msm_loss(bound, *args, reduction=r) for r in ("observed", "all"))
+    observed, every = (loss_of(bound, r) for r in ("observed", "all"))
     np.testing.assert_allclose(every / observed, m.mask.mean((1, 2, 3)), rtol=1e-5)
 
 
@@ -121,9 +123,8 @@ def test_eps_parametrization_is_the_noise_loss():
     m = m.replace(mask=np.ones_like(m.mask))
     noise, t = transform.noise(jax.random.key(0), m.y.shape), jnp.asarray([0.0, 200.0, 500.0, 900.0])
     zero = {"mix": jnp.zeros((2, 2)), "gain": jnp.zeros(())}
-    value = losses.msm_loss(
-        lambda *a: denoise(zero, *a), schedule, transform, get_loss_weight(config), m.y, m.mask, m.maps, noise, t
-    )
+    problem = losses.Problem(lambda *a: denoise(zero, *a), schedule, transform, get_loss_weight(config))
+    value = losses.msm_loss(problem, m, noise, t)
     np.testing.assert_allclose(value, np.mean(np.abs(noise) ** 2, axis=(1, 2, 3)) / 2, rtol=2e-3)
 
 

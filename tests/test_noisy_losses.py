@@ -56,10 +56,9 @@ def terms(theta, schedule_name, sigma, count=None):
     keys = jax.vmap(jax.random.key)(jnp.arange(BATCH))
     noise, probe = (randomness.draw_noise(transform, randomness.split_keys(keys, n), s.shape) for n in (3, 5))
     t, rho = jnp.full(BATCH, schedule.level(sigma)), jnp.full(BATCH, RHO)
-    return losses.msm_sure_loss(
-        scaled_truth(schedule, theta), schedule, transform, jnp.ones_like, s, mask, None, rho, noise, probe, t, 0.005,
-        count=count,
-    )  # fmt: skip
+    problem = losses.Problem(scaled_truth(schedule, theta), schedule, transform, jnp.ones_like)
+    measurement = Measurement(s, mask, None, rho, jnp.arange(BATCH))
+    return losses.msm_sure_loss(problem, measurement, noise, probe, t, 0.005, count=count)
 
 
 def zero_within_error(values, sigmas=4.0):
@@ -101,8 +100,9 @@ def test_below_the_noise_the_target_is_the_denoised_measurement_and_carries_no_g
             noisy = per_example(schedule.sigma(t) > 0.2, s_t)
             return jax.tree.map(lambda a, b: jnp.where(noisy, a, b), first, then)
 
-        args = (denoise, schedule, transform, jnp.ones_like, s, mask, None, rho, noise, noise, t, 0.005)
-        return losses.msm_sure_loss(*args)[0]
+        problem = losses.Problem(denoise, schedule, transform, jnp.ones_like)
+        measurement = Measurement(s, mask, None, rho, jnp.arange(BATCH))
+        return losses.msm_sure_loss(problem, measurement, noise, noise, t, 0.005)[0]
 
     assert zero_within_error(fit(1.0, 1.5) - fit(1.0, 0.5))
     assert not zero_within_error(fit(1.0, 1.6) - fit(1.0, 0.6))
@@ -182,10 +182,8 @@ def test_noisy_loss_is_the_weighted_sum_of_its_terms_in_two_network_calls():
     keys = randomness.example_keys(key, m.example_id)
     t = jax.vmap(schedule.sample)(randomness.split_keys(keys, 2))
     noise, probe = (randomness.draw_noise(transform, randomness.split_keys(keys, n), m.y.shape) for n in (3, 5))
-    first, risk = losses.msm_sure_loss(
-        lambda *a: denoise(PARAMS, *a), schedule, transform, get_loss_weight(config), m.y, m.mask, m.maps, m.noise_std,
-        noise, probe, t, 0.005,
-    )  # fmt: skip
+    problem = losses.Problem(lambda *a: denoise(PARAMS, *a), schedule, transform, get_loss_weight(config))
+    first, risk = losses.msm_sure_loss(problem, m, noise, probe, t, 0.005)
     np.testing.assert_allclose(fit, first, rtol=1e-5)
     at_rho = get_loss_weight(config)(m.noise_std)
     np.testing.assert_allclose(total - fit, 0.05 * at_rho * risk, rtol=1e-3, atol=1e-3 * float(np.abs(total).max()))

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from msm.losses import msm_loss
+from msm.losses import Problem, msm_loss
 from msm.models.denoiser import get_denoise_fn, get_loss_weight
+from msm.operators.measurement import Measurement
 from msm.operators.transform import get_transform
 from msm.sde_lib import get_schedule
 from tests.conformance.golden import golden_files, load_network, reference_config
@@ -31,16 +32,10 @@ def test_msm_loss_equals_the_reference(path):
     np.testing.assert_array_equal(stored["timestep"], 5 * stored["t_index"])
     loss = jax.jit(
         lambda s, n, t: msm_loss(
-            lambda *a: denoise(params, *a),
-            schedule,
-            transform,
-            get_loss_weight(config),
-            s,
-            mask,
-            maps,
+            Problem(lambda *a: denoise(params, *a), schedule, transform, get_loss_weight(config), "all"),
+            Measurement(s, mask, maps, jnp.zeros(len(s)), jnp.arange(len(s))),
             n,
             t,
-            reduction="all",
         )
     )(jnp.where(mask, z, 0), noise, jnp.asarray(stored["timestep"], jnp.float32))
     np.testing.assert_allclose(loss, stored["loss"], rtol=1e-4)
