@@ -28,6 +28,7 @@ from msm.builders.scans import subjects as scan_files
 from msm.builders.scans.scan import Options, Scan, load_scan, pack, prepare_scan, save_scan
 from msm.builders.scans.statistics import describe_acquisitions
 from msm.builders.store import REFERENCES, Records
+from msm.infra import links
 from msm.infra.errors import UserError
 from msm.infra.progress import Progress
 from msm.operators.shape import as_stored
@@ -191,6 +192,7 @@ class RawScans:
         self.folder, self.options, self.partial, self.patterns = folder, options, partial, patterns
         self.keep_full, self.workers, self.command = keep_full, workers or min(4, os.cpu_count() or 1), command
         self._read, self._reader, self._table = read, reader, table
+        links.check_last(partial)  # scans wait there, and it is deleted in the end
         names, self._misnamed = scan_files.choose(folder, table)
         used = scan_files.divide({name: name for name in names}, patterns)  # mistakes in them are told at once
         self.names, self.unused = list(used), [name for name in names if name not in used]

@@ -9,6 +9,8 @@ import pytest
 
 from msm.builders.raw import read_raw
 from msm.builders.scans import subjects as scan_files
+from msm.builders.scans.scan import Options
+from msm.builders.scans.store import RawScans
 from msm.builders.store import prepare_store
 from tests.builders.test_prepare_mri import SIZE, source, write_full
 from tests.helpers.checks import message_of
@@ -173,3 +175,14 @@ def test_rows_of_a_table_that_name_no_file_are_told(tmp_path, caplog):
 def test_table_mistakes(tmp_path, text, expected):
     (tmp_path / "table.csv").write_text(text)
     assert expected in message_of(scan_files.read_table, tmp_path / "table.csv")
+
+
+def test_a_folder_of_prepared_scans_that_is_a_link_is_refused(tmp_path):
+    """Scans would be written where it leads."""
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.npy").touch()
+    (tmp_path / "elsewhere").mkdir()
+    partial = tmp_path / "partial"
+    partial.symlink_to(tmp_path / "elsewhere")
+    arguments = (tmp_path / "raw", Options(size=16), read_raw, partial, {"test": ["*"]})
+    assert "is a link, and a run writes through none" in message_of(RawScans, *arguments)

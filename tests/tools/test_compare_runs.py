@@ -56,7 +56,7 @@ def test_unlike_evaluations_are_told(tmp_path):
 
 def test_the_tool_takes_folders_and_tells_mistakes_in_one_line(tmp_path):
     one = written(tmp_path / "a", [20.0, 21.0])
-    tool = Path(__file__).resolve().parent.parent / "tools" / "compare_runs.py"
+    tool = Path(__file__).resolve().parents[2] / "tools" / "compare_runs.py"
 
     def run(*arguments):
         return subprocess.run([sys.executable, tool, *arguments], capture_output=True, text=True, timeout=300)
