@@ -54,6 +54,11 @@ def natural_range(reference: np.ndarray) -> float:
     return float(np.abs(reference).max()) if np.iscomplexobj(reference) else 2.0
 
 
+def has_content(reference: np.ndarray) -> bool:
+    """Whether a reference can be compared with: not 0 throughout (complex), not of one value throughout (real)."""
+    return bool(np.any(reference)) if np.iscomplexobj(reference) else bool(np.max(reference) > np.min(reference))
+
+
 def _check_pair(reference: np.ndarray, result: np.ndarray) -> None:
     if reference.shape != result.shape:
         raise UserError(

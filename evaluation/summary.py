@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from msm.evaluation.calibration import COVERAGES, HEAD_THRESHOLD, POSTERIOR, head_of, posterior_figures
-from msm.evaluation.metrics import METRICS, STANDARD, Metric, error_map, natural_range, nmse, psnr, ssim
+from msm.evaluation.metrics import METRICS, STANDARD, Metric, error_map, has_content, natural_range, nmse, psnr, ssim
 from msm.infra.errors import UserError
 from msm.operators.measurement import PADDING_ID
 
@@ -168,6 +168,7 @@ def measure_round(
     ranges = None if data_range is None else np.broadcast_to(data_range, arrays["example_id"].shape)
     for index in _real_slices(arrays):
         reference = _known(arrays, "reference", index) if "reference" in arrays else None
+        reference = None if reference is None or not has_content(reference) else reference
         where: dict[str, Any] = {"example_id": int(arrays["example_id"][index])}
         if "volume" in arrays and arrays["volume"][index]:
             where["volume"] = str(arrays["volume"][index])
@@ -214,6 +215,8 @@ def measure_volumes(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     rows = []
     for volume, indices in slices.items():
         reference = _known(arrays, "reference", indices)
+        if not has_content(reference):
+            continue
         peak = natural_range(reference)
         for solver in solver_names(arrays):
             mean = _known(arrays, f"{solver}/mean", indices)
@@ -323,18 +326,23 @@ def summarize(
     others = [solver for solver in table if solver != primary]
     measured = [metric for metric in METRICS if metric in table[primary]]
     gains = {o: {metric: paired_difference(rows, primary, o, metric) for metric in measured} for o in others}
-    missing = {"per volume": NO_VOLUMES} if measured else {"image quality": NO_REFERENCES}
+    missing = {} if volumes else {"per volume": NO_VOLUMES} if measured else {"image quality": NO_REFERENCES}
     per_volume = {
         "slices": {row["volume"]: row["slices"] for row in volumes},
         "solvers": aggregate(volumes, unit="volume"),
     }
+    without = [row for row in rows if measured and row["solver"] == primary and measured[0] not in row]
+    if without:
+        names = ", ".join(str(row["example_id"]) for row in without)
+        missing |= {"slices without content": f"References of {len(without)} slices hold nothing to compare: {names}."}
+        run = {**run, "notes": [*run.get("notes", ()), missing["slices without content"]]}
     return {
         "run": dict(run),
         "primary": primary,
         "solvers": table,
         "volumes": per_volume if volumes else {},
         "gains": gains if measured else {},
-        "absent": dict(absent or {}) | ({} if volumes else missing),
+        "absent": dict(absent or {}) | missing,
         "definitions": DEFINITIONS | dict(definitions or {}),
     }
 
@@ -369,8 +377,9 @@ def _text_cells(entry: Mapping[str, Any], shown: Sequence[str]) -> str:
     cells = []
     for metric in shown:
         digits, value = _TEXT_COLUMNS[metric][1], entry[metric]
-        error = f" +- {value['standard_error']:.{digits}f}" if value["n"] > 1 else ""
-        cells.append(f"{value['mean']:.{digits}f}{error}".rjust(18))
+        error = f" +- {value['standard_error']:.{digits}f}" if math.isfinite(value["standard_error"]) else ""
+        mean = "not finite" if math.isnan(value["mean"]) else f"{value['mean']:.{digits}f}"
+        cells.append(f"{mean}{error}".rjust(18))
     return "".join(cells)
 
 
@@ -382,8 +391,8 @@ def format_table(summary: Mapping[str, Any]) -> str:
     lines = [f"{'per slice':<14}{heads}{'calls':>7}{'s/slice':>9}"]
     for solver, entry in entries.items():
         calls = entry["nfe"] * entry["num_samples"]
-        seconds = entry["seconds"]["mean"] if "seconds" in entry else math.nan
-        lines.append(f"{solver:<14}{_text_cells(entry, shown)}{calls:>7}{seconds:>9.3f}")
+        seconds = f"{entry['seconds']['mean']:.3f}" if "seconds" in entry else "-"
+        lines.append(f"{solver:<14}{_text_cells(entry, shown)}{calls:>7}{seconds:>9}")
     if volumes:
         heads = "".join(_TEXT_COLUMNS[metric][0].rjust(18) for metric in METRICS)
         lines.append(f"{'per volume':<14}{heads}")

@@ -107,15 +107,21 @@ def reconstruct(config: ConfigDict, raw: RawVolume, options: Options, name: str,
     chosen, scale = config.eval.solvers[-1], scan.facts["scale"]
     real = np.concatenate([arrays["example_id"] for arrays in done]) != PADDING_ID
 
+    every = sorted([*scan.facts["places"], *scan.facts["empty"]])
+    places = [every.index(place) for place in scan.facts["places"]]
+    numbers = np.asarray(raw.header.get("slices", np.arange(len(raw.kspace))))[every].tolist()
+
     def joined(what: str) -> np.ndarray:
-        return np.concatenate([arrays[f"{chosen}/{what}"] for arrays in done])[real] * np.float32(scale)
+        """Of all slices that were asked for: 0 where one holds nothing, so that a volume has no hole."""
+        found = np.concatenate([arrays[f"{chosen}/{what}"] for arrays in done])[real] * np.float32(scale)
+        whole = np.zeros((len(every), *found.shape[1:]), found.dtype)
+        whole[places] = found
+        return whole
 
     std = joined("std") if f"{chosen}/std" in done[0] else None
     pixel_mm = tuple(scan.facts["pixel_mm"]) if "pixel_mm" in scan.facts else None
-    placement = placement_of(raw.header, scan.facts["places"])
-    return Volume(
-        name, joined("mean"), std, pixel_mm, raw.header, scan.facts["slices"], scan.facts["aspect"], placement
-    )
+    placement = placement_of(raw.header, every)
+    return Volume(name, joined("mean"), std, pixel_mm, raw.header, numbers, scan.facts["aspect"], placement)
 
 
 def _plan(config: ConfigDict, scan: Scan, name: str) -> evaluation.Plan:

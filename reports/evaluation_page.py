@@ -313,6 +313,6 @@ def _slice_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     lines = []
     for key in sorted({row["example_id"] for row in rows}):
         cells = (scores.get((key, solver)) for solver in solvers)
-        texts = (f"{_number(c['psnr'], 2)} / {_number(c['ssim'], 3)}" if c else "\u2013" for c in cells)
+        texts = (f"{_number(c['psnr'], 2)} / {_number(c['ssim'], 3)}" if c and "psnr" in c else "\u2013" for c in cells)
         lines.append([slice_name(rows, key), *texts])
     return {"columns": ["slice", *map(label, solvers)], "rows": lines}

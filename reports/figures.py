@@ -214,7 +214,10 @@ def slice_figure(arrays: Mapping[str, np.ndarray], index: int, scores: Mapping[s
     for column, solver in enumerate(solvers, start=1):
         mean, score = arrays[f"{solver}/mean"][index], scores[solver]
         name = f"{label(solver)}, mean" if solver in drawn else label(solver)
-        draw(0, column, mean, f"{name}\n{score['psnr']:.2f} dB, SSIM {score['ssim']:.3f}")
+        figures = (
+            f"\n{score['psnr']:.2f} dB, SSIM {score['ssim']:.3f}" if "psnr" in score else "\nno content to compare"
+        )
+        draw(0, column, mean, f"{name}{figures}")
         title = f"{label(solver)}, |error|\nroot mean square {np.sqrt(np.mean(errors[solver] ** 2)):.3f}"
         sheet.panel(1, column, errors[solver], title, cmap=ERROR_MAP, vmin=0, vmax=error_end)
     for column, solver in enumerate(drawn, start=1 + len(solvers)):
@@ -270,7 +273,8 @@ def quality_plot(rows: Sequence[Mapping[str, Any]], metric: str = "psnr", axis_l
     order = {key: number for number, key in enumerate(sorted({row["example_id"] for row in rows}), start=1)}
     place = {row["example_id"]: row["slice"] for row in rows} if one else order
     for index, solver in enumerate(solvers):
-        points = sorted((place[row["example_id"]], row[metric]) for row in rows if row["solver"] == solver)
+        mine = (row for row in rows if row["solver"] == solver and metric in row)
+        points = sorted((place[row["example_id"]], row[metric]) for row in mine)
         ids, values = (np.array(part, float) for part in zip(*points, strict=True))
         style = {"color": COLORS[index % len(COLORS)], "marker": _MARKERS[index % len(_MARKERS)], "markersize": 4}
         axes.plot(ids, values, linewidth=1.4, label=f"{label(solver)}, mean {values.mean():.2f}", **style)

@@ -20,6 +20,7 @@ import functools
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 
@@ -35,7 +36,9 @@ from msm.builders.store import prepare_store
 from msm.infra import command_line
 from msm.operators.masks import MASKS
 from msm.operators.shape import parse_size, rows_and_columns
-from msm.tools import store_flags
+from msm.tools import scan_flags, store_flags
+
+flags.adopt_module_key_flags(scan_flags)
 
 _IN = flags.DEFINE_string("in", None, "Folder of raw files; those below it are taken too.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder of the store.", required=True)
@@ -58,9 +61,6 @@ _MASK = flags.DEFINE_enum(
 _ACCELERATION = flags.DEFINE_float("acceleration", 4.0, "Nominal R of these masks; 1 leaves the scans whole.")
 _ACS = flags.DEFINE_integer("acs_lines", None, "Central lines of these masks; default 20 at 256 and in proportion.")
 _SEED = flags.DEFINE_integer("seed", 0, "Fixes the mask of every slice.")
-_FORMAT = flags.DEFINE_string("format", "", "fastmri, ismrmrd, bart, array or images_maps; empty: by content.")
-_AXES = flags.DEFINE_string("axes", "", "Of plain arrays: one letter per axis, e.g. schw: slice, coil, row, column.")
-_KEY = flags.DEFINE_string("key", "kspace", "Of .npz and plain HDF5: name of the k-space array.")
 _PIXEL = flags.DEFINE_string("pixel_mm", "", "Rows,columns[,thickness] of a pixel in mm, where files do not tell it.")
 _FOV = flags.DEFINE_string("fov_mm", "", "Rows,columns[,thickness] of the image in mm, where files do not tell it.")
 _TABLE = flags.DEFINE_string("table", "", "CSV of the published code: FILE, DROP, SLICE_START, SLICE_END.")
@@ -78,8 +78,8 @@ _MAX_GB = flags.DEFINE_float("max_gb", border.DEFAULT_GB, "Most memory for the v
 _WORKERS = flags.DEFINE_integer("workers", 0, "Files at a time; 0: one per core, at most 4.", lower_bound=0)
 
 
-def _read(path: Path, array: dict[str, str], pixel_mm: str, fov_mm: str) -> RawVolume:
-    return with_pixels(path, read_raw(path, _FORMAT.value, array=array), pixel_mm, fov_mm)
+def _read(path: Path, reading: dict[str, Any], pixel_mm: str, fov_mm: str) -> RawVolume:
+    return with_pixels(path, read_raw(path, **reading), pixel_mm, fov_mm)
 
 
 def get_source() -> RawScans:
@@ -90,27 +90,38 @@ def get_source() -> RawScans:
         size=size, crop=_CROP.value, coils=_COILS.value, maps=_MAPS.value,
         slices=_SLICES.value,
         mask=_MASK.value, acceleration=_ACCELERATION.value, acs_lines=acs_lines, seed=_SEED.value,
+        centre=scan_flags.CENTRE.value, hybrid=scan_flags.HYBRID.value,
     )  # fmt: skip
-    if _FORMAT.value:
-        _ = RAW_READERS[_FORMAT.value]  # an unknown one is told before files are read
-    array = {"axes": _AXES.value, "key": _KEY.value} if _AXES.value else {}
+    reading = scan_flags.reading()
+    if reading["name"]:
+        _ = RAW_READERS[reading["name"]]  # an unknown one is told before files are read
     folder, out = (Path(flags.FLAGS[name].value or "") for name in ("in", "out"))
     given = [f"--{name} {flags.FLAGS[name].value}" for name in _given()]
     return RawScans(
-        folder, options, functools.partial(_read, array=array, pixel_mm=_PIXEL.value, fov_mm=_FOV.value),
+        folder, options, functools.partial(_read, reading=reading, pixel_mm=_PIXEL.value, fov_mm=_FOV.value),
         partial=out.parent / f".{out.name}.scans",
         patterns={split: read_patterns(flag.value) for split, flag in _SPLITS.items() if flag.value},
         table=read_table(Path(_TABLE.value)) if _TABLE.value else None,
         keep_full=_FULL.value, workers=_WORKERS.value,
         command=" ".join(["python tools/prepare_mri.py", "--in FOLDER", *given]),
-        reader=repr((_FORMAT.value, array, *((_PIXEL.value, _FOV.value) if _PIXEL.value or _FOV.value else ()))),
+        reader=_reader(reading),
         subject=_SUBJECT.value,
     )  # fmt: skip
 
 
+def _reader(reading: dict[str, Any]) -> str:
+    """What tells a way of reading from another in a store's identity; as stores have it that were made before."""
+    array = reading["array"]
+    array = {"axes": array["axes"], "key": array.get("key", "kspace")} if "axes" in array else array
+    more = {name: value for name, value in reading.items() if name not in ("name", "array")}
+    pixels = (_PIXEL.value, _FOV.value) if _PIXEL.value or _FOV.value else ()
+    return repr((reading["name"], array, *pixels, *([more] if more else [])))
+
+
 def _given() -> list[str]:
     """Names of the flags of this tool that the user set, but for folders and what does not change the store."""
-    own = flags.FLAGS.get_flags_for_module(flags.FLAGS.find_module_defining_flag("keep_full"))
+    modules = {flags.FLAGS.find_module_defining_flag(name) for name in ("keep_full", "centre")}
+    own = [flag for module in sorted(modules) for flag in flags.FLAGS.get_flags_for_module(module)]
     return [f.name for f in own if f.present and f.name not in ("in", "out", "workers", "max_gb")]
 
 

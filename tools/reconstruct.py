@@ -22,6 +22,9 @@ from absl import flags, logging
 
 from msm.infra import command_line
 from msm.infra.errors import UserError
+from msm.tools import scan_flags
+
+flags.adopt_module_key_flags(scan_flags)
 
 _RAW = flags.DEFINE_string("raw", None, "The raw file.", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a workdir, or of pretrained/.", required=True)
@@ -35,9 +38,6 @@ _CROP = flags.DEFINE_enum("crop", "resolution", ["resolution", "fov"], "See tool
 _COILS = flags.DEFINE_integer("coils", 0, "Compress to so many virtual coils; 0: keep all.")
 _MAPS = flags.DEFINE_enum("maps", "espirit", ["espirit", "walsh", "lowres"], "Estimator of the coil maps.")
 _SLICES = flags.DEFINE_string("slices", ":", "START:STOP of the slices, as in Python.")
-_FORMAT = flags.DEFINE_string("format", "", "Of the raw file; empty: by content.")
-_AXES = flags.DEFINE_string("axes", "", "Of plain arrays, e.g. schw.")
-_KEY = flags.DEFINE_string("key", "kspace", "Of .npz and plain HDF5.")
 _PIXEL = flags.DEFINE_string("pixel_mm", "", "Rows,columns[,thickness] of a pixel in mm, in place of the file's.")
 _FOV = flags.DEFINE_string("fov_mm", "", "Rows,columns[,thickness] of the image in mm, in place of the file's.")
 _PATIENT = flags.DEFINE_enum(
@@ -82,12 +82,12 @@ def _reconstruct() -> None:
     image_files.check_formats(_FORMATS.value)
     command_line.use_cache(_CACHE.value or "")
     config = config_of(_CHECKPOINT.value or "")
-    array = {"axes": _AXES.value, "key": _KEY.value} if _AXES.value else {}
     path = Path(_RAW.value or "")
-    raw = with_pixels(path, read_raw(path, _FORMAT.value, array=array), _PIXEL.value or "", _FOV.value or "")
+    raw = with_pixels(path, read_raw(path, **scan_flags.reading()), _PIXEL.value or "", _FOV.value or "")
     options = Options(
         size=parse_size(_SIZE.value or "0"), crop=_CROP.value, coils=_COILS.value, maps=_MAPS.value,
         slices=_SLICES.value, acceleration=1, acs_lines=0,
+        centre=scan_flags.CENTRE.value, hybrid=scan_flags.HYBRID.value,
     )  # fmt: skip
     config.eval.update(
         checkpoint=_CHECKPOINT.value, solvers=tuple(_SOLVERS.value), num_samples=_SAMPLES.value,

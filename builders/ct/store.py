@@ -160,10 +160,12 @@ class Scans:
 
     def read(self, size: Size, scratch: Path) -> Mapping[str, Sequence[Picture]]:
         every: dict[str, list] = {split: [] for split in SPLITS}
+        seen: dict[bytes, tuple[str, str]] = {}
         with Progress(sum(map(len, self.splits.values())), 0, "volumes", unit="patient") as progress:
-            patients = [(split, name) for split in SPLITS for name in self.splits[split]]
+            order = ("test", "validation", "train")  # a volume that two of them hold stays in the first
+            patients = [(split, name) for split in order for name in self.splits[split]]
             for done, (split, name) in enumerate(patients, start=1):
-                every[split] += self._slices(name, size, scratch)
+                every[split] += self._slices(name, split, size, scratch, seen)
                 progress.update(done)
         ids = example_ids([name for found in every.values() for _, name, _ in found])
         found = {split: [Picture(ids[n], n, pixels, volume) for volume, n, pixels in every[split]] for split in SPLITS}
@@ -173,9 +175,18 @@ class Scans:
                 raise UserError(f"no volume of the {split} split can be used; the first problem, {name}: {problem}")
         return found
 
-    def _slices(self, patient: str, size: Size, scratch: Path) -> Iterator[tuple[str, str, np.ndarray]]:
-        """Yields (volume, name of the slice, pixels in a file of `scratch`) of all volumes of a patient."""
+    def _slices(
+        self, patient: str, split: str, size: Size, scratch: Path, seen: dict[bytes, tuple[str, str]]
+    ) -> Iterator[tuple[str, str, np.ndarray]]:
+        """Yields (volume, name of the slice, pixels in a file of `scratch`) of all volumes of a patient.
+
+        `seen`: split and name of every volume by its content, to which it adds; one of another split is left out.
+        """
         for number, (name, volume) in enumerate(self._volumes(patient)):
+            twin = seen.setdefault(hashlib.sha256(volume.tobytes()).digest(), (split, name))
+            if twin[0] != split:
+                self._border.note(name, f"is the same volume as {twin[1]}")
+                continue
             images = None
             with self._border.around(name):
                 images = to_images(volume, size)

@@ -248,8 +248,8 @@ class Folder:
     def read(self, size: Size, scratch: Path) -> Mapping[str, Sequence[Picture]]:
         """Decodes every file once, on all cores. Files that cannot be used are left out and told in `problems`.
 
-        So are pictures that equal one of an earlier path, pixel by pixel: they would be a second acquisition of it, and
-        might stand in another split.
+        So are pictures of one colour, and those that equal one of an earlier path, pixel by pixel: they would be a
+        second acquisition of it, and might stand in another split.
         """
         chosen = [str(name) for _, name in self._chosen()]
         shape = (len(chosen), *rows_and_columns(size), 3)
@@ -261,6 +261,8 @@ class Folder:
             with self._border.around(chosen[row]):
                 data = _inside(self.folder, chosen[row]).read_bytes()
                 pixels = read_picture(data, size)
+                if (pixels == pixels[:1, :1]).all():
+                    raise UserError("has one colour throughout: no content")
                 array[row] = pixels
                 return hashlib.sha256(data).digest(), hashlib.sha256(pixels).digest()
             return b"", b""

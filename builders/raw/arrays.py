@@ -1,6 +1,7 @@
 """Plain arrays: .npy, .npz and HDF5 files whose order of axes the user states."""
 
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import h5py
@@ -59,15 +60,23 @@ def _load(path: Path, key: str, *others: str) -> tuple:
             if not zipfile.is_zipfile(path):
                 return load_array(path), *(None for _ in others)
             with Archive(path) as stored:
+                _refuse_trajectories(path, stored)
                 return _member(path, stored, key), *(stored.find(name) for name in others)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
     try:
         with h5py.File(path) as file:
+            _refuse_trajectories(path, file)
             found = (_dataset(path, file, name) if hdf5.find(file, name) is not None else None for name in others)
             return _dataset(path, file, key), *found
     except OSError as error:
         raise UserError(f"{path} is none of .npy, .npz and HDF5, or it is damaged; convert or copy it again") from error
+
+
+def _refuse_trajectories(path: Path, names: Iterable[str]) -> None:
+    """Raises UserError for a file that says where its samples lie: on no grid, then."""
+    if found := [name for name in names if name.lower() in ("traj", "trajectory", "trajectories", "coord", "coords")]:
+        raise UserError(f"{path} holds a trajectory, {found[0]!r}; only Cartesian data can be read: grid it first")
 
 
 def _member(path: Path, container: Archive, key: str) -> np.ndarray:
@@ -82,9 +91,12 @@ def _dataset(path: Path, file: h5py.File, key: str) -> np.ndarray:
         raise UserError(f"{path} has no array {key!r}, only {', '.join(sorted(file))}: state its name")
     if isinstance(member, h5py.Group):
         raise UserError(f"{path}: {key!r} is a group, not an array; state the name of an array, e.g. {key}/NAME")
-    return _complex(hdf5.read(member, f"{path}: {key!r}"))
+    return complex_of(hdf5.read(member, f"{path}: {key!r}"))
 
 
-def _complex(array: np.ndarray) -> np.ndarray:
-    """Complex values of fields 'real' and 'imag'; other arrays as they are."""
-    return array["real"] + 1j * array["imag"] if array.dtype.names == ("real", "imag") else array
+def complex_of(array: np.ndarray) -> np.ndarray:
+    """Complex values of two fields for real and imaginary part, as MATLAB and others name them; other arrays as is."""
+    for real, imaginary in (("real", "imag"), ("r", "i"), ("re", "im")):
+        if array.dtype.names == (real, imaginary):
+            return array[real] + 1j * array[imaginary]
+    return array

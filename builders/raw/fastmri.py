@@ -32,6 +32,8 @@ def read_fastmri(path: Path) -> RawVolume:
         header = parse_header(stored["ismrmrd_header"].item(), path)
         mask = stored["mask"].astype(bool) if "mask" in stored else None
         texts = {name: file.attrs[name] for name in ("acquisition", "patient_id") if name in file.attrs}
+    if header.trajectory != "cartesian":
+        raise UserError(f"{path} is {header.trajectory}; only Cartesian data can be read: grid it first")
     if kspace.ndim not in (3, 4) or kspace.dtype.kind != "c":
         raise UserError(f"{path}: `kspace` is {kspace.dtype} {kspace.shape}, not complex (slices,coils,rows,columns)")
     if kspace.ndim == 3:

@@ -13,6 +13,9 @@ from msm.infra.registry import Registry
 
 MOST_COILS, LEAST_SIDE = 128, 8
 _ZERO = 0.01  # more of the entries being 0 is no chance
+_ROUNDING = (1e-4, 1e-5, 2e-6)  # of the root mean square: what a transform there and back leaves where 0 was
+_SMALLEST, _LARGEST = 1e-25, 1e30  # of the largest magnitude: beyond, noise or energies leave float32
+_GAP = 30  # measured values are so much larger than that
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,8 @@ class RawVolume:
         the slices, 'position_mm', (slices,3), where the middle of each lies in the patient (towards left, back, head),
         and 'directions', (3,3), unit vectors there down the rows, along the columns and through the slices.
       maps: (slices,C,H,W) complex64 coil maps that the file holds, or None.
+      calibration: (slices,C,H,W) complex64 of a separate calibration scan of the same field of view, from which coil
+        maps come, or None; calibration_mask: (1,H,W) bool, its entries.
     """
 
     kspace: np.ndarray
@@ -36,6 +41,8 @@ class RawVolume:
     noise: np.ndarray | None = None
     header: dict[str, Any] = dataclasses.field(default_factory=dict)
     maps: np.ndarray | None = None
+    calibration: np.ndarray | None = None
+    calibration_mask: np.ndarray | None = None
 
 
 RAW_READERS: Registry[Callable[..., RawVolume]] = Registry("raw-data format")
@@ -61,10 +68,18 @@ def raw_volume(
     another size, and for slices of different masks.
     """
     check_shape(f"{path}:", kspace.shape)
-    with np.errstate(over="ignore"):  # told below
-        kspace = np.asarray(kspace, np.complex64)
-    if not np.isfinite(kspace).all():
-        raise UserError(f"{path}: k-space holds values that are not finite; export it again")
+    bad = [i for i, values in enumerate(kspace) if not np.isfinite(values).all()]
+    if bad:
+        where = f"{len(bad)} of {len(kspace)} slices, {bad[0]} first"
+        raise UserError(
+            f"{path}: k-space holds values that are not finite in {where}; set what was not acquired to 0, leave "
+            "out the rest, or export it again"
+        )
+    largest = max(float(np.max(np.abs(values))) for values in kspace)
+    if largest and not _SMALLEST < largest < _LARGEST:
+        raise UserError(f"{path}: k-space has values up to {largest:.1e}, beyond single precision: multiply it by a "
+                        "constant")  # fmt: skip
+    kspace = np.asarray(kspace, np.complex64)
     height, width = kspace.shape[2:]
     if mask is not None:
         stated = np.asarray(mask, bool)
@@ -91,11 +106,11 @@ def check_shape(what: str, shape: tuple[int, ...]) -> None:
 def find_acquired(path: Path, kspace: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     """Which entries were acquired: bool (1,1,W) for lines over the full readout, else (1,H,W).
 
-    What was not acquired is exactly 0 in every slice and coil, but so may be a value that was measured, without noise
-    or in integers. So lines (columns) and rows that are 0 throughout were not acquired, whatever the mask says:
-    archives pad k-space with such lines, and partial echoes with such rows. Of the other entries the stated `mask` is
-    believed. Without one they all count as measured, if at most 1 % of them are 0, else only those that are not 0: a
-    2-D mask, or an ellipse that was filled up with zeros.
+    What was not acquired is 0 in every slice and coil, but for rounding (`rounding_of`); but so may be a value that was
+    measured, without noise or in integers. So lines (columns) and rows that are 0 throughout were not acquired,
+    whatever the mask says: archives pad k-space with such lines, and partial echoes with such rows. Of the other
+    entries the stated `mask` is believed. Without one they all count as measured, if at most 1 % of them are 0, else
+    only those that are not 0: a 2-D mask, or an ellipse that was filled up with zeros.
 
     A slice that is 0 throughout says nothing. Raises UserError where all are, or where one lacks a line or a row that
     others have, or, without `mask`, more than 1 % of their entries: then there is no one mask.
@@ -105,7 +120,7 @@ def find_acquired(path: Path, kspace: np.ndarray, mask: np.ndarray | None) -> np
       kspace: (slices,C,H,W) complex.
       mask: bool (W,) or (H,W), or None.
     """
-    nonzero = np.any(kspace != 0, axis=1)
+    nonzero = np.any(np.abs(kspace) > rounding_of(kspace), axis=1)
     if not nonzero.any():
         raise UserError(f"{path}: k-space is 0 throughout; choose another file")
     stated = np.broadcast_to(True if mask is None else mask, kspace.shape[2:])
@@ -158,17 +173,50 @@ def with_pixels(path: Path, volume: RawVolume, pixel_mm: str = "", fov_mm: str =
     return dataclasses.replace(volume, header=volume.header | {"fov_mm": (rows * height, columns * width, thickness)})
 
 
+def rounding_of(kspace: np.ndarray) -> float:
+    """The magnitude up to which entries of (S,C,H,W) count as 0.
+
+    Where an image was transformed back to k-space, or a program wrote small numbers for 0, what was not acquired is
+    1e-7 of the rest. It is told by a gap: few values lie between it and 30 times as much. Without a gap, as in smooth
+    simulated data that fall off by degrees, only 0 is 0.
+    """
+    largest = np.max(np.abs(kspace), axis=(0, 1)).astype(np.float64)
+    size = np.sqrt(np.mean(np.abs(kspace).astype(np.float64) ** 2))
+    for share in _ROUNDING:
+        limit = share * size
+        below = int(np.sum(largest <= limit))
+        between = int(np.sum((largest > limit) & (largest <= _GAP * limit)))
+        if below and between <= _ZERO * below and np.any(largest[largest <= limit] > 0):
+            return float(limit)
+    return 0.0
+
+
 def without_oversampling(path: Path, volume: RawVolume, header: Header) -> RawVolume:
     """Removes the rows of the image outside the reconstruction's field of view; tells that of the rest, 'fov_mm'.
 
     Where other entries than whole lines are missing, all rows are kept: cropping the image would smear the gaps.
     """
     lines = volume.mask.shape[-2] == 1
-    kspace = volume.kspace
+    kspace, apart, known = volume.kspace, volume.calibration, volume.calibration_mask
     if lines:
-        kspace = crop_readout(kspace, header.rows_without_oversampling(kspace.shape[2]))
+        rows = header.rows_without_oversampling(kspace.shape[2])
+        kspace = crop_readout(kspace, rows)
         check_shape(f"{path}: without the oversampling that its header tells,", kspace.shape)
-    return dataclasses.replace(volume, kspace=kspace, header=volume.header | header.fov(lines))
+        if apart is not None and known is not None:
+            apart, known = crop_readout(apart, rows), coarser(known[0], 0, rows)[None]
+    facts = volume.header | header.fov(lines)
+    return dataclasses.replace(volume, kspace=kspace, header=facts, calibration=apart, calibration_mask=known)
+
+
+def coarser(mask: np.ndarray, axis: int, size: int) -> np.ndarray:
+    """(H,W) bool of a block around the centre, after `crop_readout` to `size` along an axis: as wide a share of it."""
+    length = mask.shape[axis]
+    known = np.flatnonzero(mask.any(axis=1 - axis)) - length // 2
+    low, high = (int(np.trunc(n * size / length)) for n in (known.min(), known.max()))
+    place = np.arange(size) - size // 2
+    inside = (place >= low) & (place <= high)
+    others = mask.any(axis=axis)
+    return np.outer(inside, others) if axis == 0 else np.outer(others, inside)
 
 
 def crop_readout(kspace: np.ndarray, rows: int) -> np.ndarray:

@@ -11,7 +11,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from msm.builders.raw import RawVolume
-from msm.builders.scans import steps
+from msm.builders.raw.centre import centred, check_flags
+from msm.builders.scans import content, steps
 from msm.builders.scans.steps import CROPS
 from msm.infra.atomic import atomic_file
 from msm.infra.errors import UserError
@@ -31,6 +32,7 @@ class Options:
       coils: most coils of an example; scans with more are compressed. 0: as many as the scan has.
       maps: name of the coil map estimator (`operators/coils.py`), for scans whose file holds no maps.
       slices: 'START:STOP' of the slices to take, as in Python.
+      centre, hybrid: what is done where k-space is not centred or an image along an axis, see `raw.centre.centred`.
       mask, acceleration, acs_lines, seed: of the one mask that each slice of a fully sampled scan gets; acceleration 1
         keeps it whole. Scans that are undersampled keep the mask they were acquired with.
     """
@@ -44,8 +46,11 @@ class Options:
     acceleration: float = 4.0
     acs_lines: int = 20
     seed: int = 0
+    centre: str = ""
+    hybrid: str = ""
 
     def __post_init__(self):
+        check_flags(self.centre, self.hybrid)
         columns = rows_and_columns(self.size)[1] or self.acs_lines
         for name, valid, rule in (
             ("size", self.size == 0 or min(rows_and_columns(self.size)) >= 8, "at least 8, or 0 for that of the scan"),
@@ -90,8 +95,9 @@ class Scan:
       facts: plain values: 'slices', the scanner's numbers, 'places' in the file, 'scale', 'noise_std' per real scalar
         in the units of y, 'noise_from', 'steps' in their order, 'matrix' of the file, 'shape' of the examples, 'coils',
         'pixel_mm' (rows, columns, thickness) if known, 'aspect' (height over width of a pixel), 'full' whether fully
-        sampled, 'lines' whether masks are, 'acs_lines' of the narrowest mask, 'kept' share of entries.
-        `builders/scans/store.py` adds 'subject', a name that tells patients apart.
+        sampled, 'lines' whether masks are, 'acs_lines' of the narrowest mask, 'kept' share of entries, 'empty', places
+        that were asked for and hold nothing. `builders/scans/store.py` adds 'subject', a name that tells patients
+        apart, and 'kspace', a hash of the raw values.
     """
 
     y: np.ndarray
@@ -133,16 +139,20 @@ def prepare_scan(
     chosen = np.arange(len(raw.kspace))[_slice_of(options.slices)]
     if not chosen.size:
         raise UserError(f"slices {options.slices} leave none of the {len(raw.kspace)} slices")
-    done = [f"{chosen.size} of {len(raw.kspace)} slices"]
+    raw, mended = centred(raw, options.centre, options.hybrid)
+    asked, chosen = chosen, chosen[content.signal(raw.kspace[chosen])]
+    done = [f"{chosen.size} of {len(raw.kspace)} slices", *mended]
     kspace, mask = raw.kspace[chosen], raw.mask[None]
     known = None if raw.maps is None else raw.maps[chosen]
+    matrix = raw.kspace.shape[2], raw.kspace.shape[3]
+    shape = options.shape_of(matrix)
+    apart = content.separate(raw, chosen, shape, options.crop)
     if raw.noise is not None:
         white = steps.whitening(raw.noise)
         kspace = steps.combine_coils(white, kspace)
         known = None if known is None else steps.combine_coils(white, known)
+        apart = None if apart is None else (steps.combine_coils(white, apart[0]), apart[1])
         done.append("noise whitened")
-    matrix = raw.kspace.shape[2], raw.kspace.shape[3]
-    shape = options.shape_of(matrix)
     if shape != matrix:
         kspace, mask = steps.fit(kspace, mask, shape, options.crop)
         known = None if known is None else steps.fit_maps(known, shape, options.crop)
@@ -161,17 +171,27 @@ def prepare_scan(
         noise = np.sqrt(np.abs(virtual) ** 2 @ noise**2)
         y, kspace = steps.combine_coils(virtual, y), steps.combine_coils(virtual, kspace)
         known = None if known is None else steps.combine_coils(virtual, known)
-    done.append(f"maps by {options.maps}" if known is None else "maps of the file")
+        apart = None if apart is None else (steps.combine_coils(virtual, apart[0]), apart[1])
+    origin = " of the calibration scan" if apart is not None else ""
+    done.append(f"maps by {options.maps}{origin}" if known is None else "maps of the file")
     estimate = get_coil_maps(options.maps)
-    maps = np.asarray(estimate(y, masks)) if known is None else steps.unit_maps(known)
+    maps = np.asarray(estimate(*(apart or (y, masks)))) if known is None else steps.unit_maps(known)
+    kept = content.support(maps)
+    if not kept.all():
+        y, kspace, masks, maps, chosen = y[kept], kspace[kept], masks[kept], maps[kept], chosen[kept]
     scale = steps.volume_scale(y, maps)
     if not scale > 0:
         raise UserError("the images that the coil maps combine are 0 throughout: is the centre of k-space acquired?")
+    noise_std = float(np.sqrt(np.mean(noise**2)) / scale)
+    numbers = np.asarray(raw.header.get("slices", np.arange(len(raw.kspace))))
+    empty = sorted(set(asked.tolist()) - set(chosen.tolist()))
+    done += content.doubts(numbers[empty].tolist(), noise_std)
     facts = {
         "places": chosen.tolist(),
-        "slices": np.asarray(raw.header.get("slices", np.arange(len(raw.kspace))))[chosen].tolist(),
+        "slices": numbers[chosen].tolist(),
+        "empty": empty,
         "scale": scale,
-        "noise_std": float(np.sqrt(np.mean(noise**2)) / scale),
+        "noise_std": noise_std,
         "noise_from": "edges of k-space and image" if raw.noise is None else "noise scan",
         "steps": [*done, f"divided by {scale:.6g}"],
         "matrix": list(matrix),
@@ -183,7 +203,7 @@ def prepare_scan(
     }
     images = None
     if full and references:
-        whole = maps if known is not None else np.asarray(estimate(kspace, mask))
+        whole = maps if known is not None or apart is not None else np.asarray(estimate(kspace, mask))
         images = (steps.zero_filled(kspace, whole) / scale).astype(np.complex64)
     return Scan(
         y=(y / scale).astype(np.complex64),

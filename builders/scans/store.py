@@ -235,7 +235,7 @@ class RawScans:
         size = as_stored(self.options.size)
         return {
             "data_version": DATA_VERSION,
-            "options": dataclasses.asdict(self.options) | {"size": size, "keep_full": self.keep_full},
+            "options": _told(self.options) | {"size": size, "keep_full": self.keep_full},
             "source": f"{len(self.names)} files; paths, contents, splits and reading {chosen}",
         }
 
@@ -251,6 +251,10 @@ class RawScans:
             found = dict(zip(self.names, self._follow(pool.map(self._prepare, self.names), "scans"), strict=True))
         self.problems = self._misnamed | {name: result for name, result in found.items() if isinstance(result, str)}
         stored = {name: result for name, result in found.items() if isinstance(result, Stored)}
+        contents = {name: scan.facts["kspace"] for name, scan in stored.items()}
+        twins = scan_files.twins(contents, self._splits if self.patterns else None)
+        self.problems |= {name: f"has the same k-space as {first}" for name, first in twins.items()}
+        stored = {name: scan for name, scan in stored.items() if name not in twins}
         if not stored:
             raise UserError(f"none of the {len(self.names)} files can be used; {self._first_problem(self.names)}")
         splits = self._splits
@@ -274,7 +278,7 @@ class RawScans:
         first_id = self._ids[name] * MOST_SLICES
         options, content = self._options_of(name), self.digests[name]
         keep = self.keep_full, name in self._referenced
-        made_of = (DATA_VERSION, name, first_id, content, options, keep, self._reader)
+        made_of = (DATA_VERSION, name, first_id, content, _told(options), keep, self._reader)
         path = self.partial / f"{hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]}.npz"
         if path.exists():
             try:
@@ -291,6 +295,7 @@ class RawScans:
         if len(raw.kspace) > MOST_SLICES:
             raise UserError(f"{len(raw.kspace)} slices are more than {MOST_SLICES}; split the file")
         scan = prepare_scan(raw, options, first_id, *keep)
+        scan = dataclasses.replace(scan, facts=scan.facts | {"kspace": scan_files.digest_of(raw.kspace)})
         save_scan(path, scan)
         return Stored(name, first_id, path, scan.facts | {"subject": self._subjects[name]})
 
@@ -364,8 +369,15 @@ class RawScans:
         shutil.rmtree(self.partial, ignore_errors=True)
 
 
+def _told(options: Options) -> dict[str, Any]:
+    """The options by name, without those that stores made before did not have, where they change nothing."""
+    return {k: v for k, v in dataclasses.asdict(options).items() if v or k not in ("centre", "hybrid")}
+
+
 def _notes(facts: Sequence[Mapping[str, Any]], retrospective: bool) -> list[str]:
     notes = ["Lines of fully sampled scans were left out afterwards."] if retrospective else []
     if any(f["noise_from"] != "noise scan" for f in facts):
         notes.append("Without a noise scan, noise_std is an upper bound from the edges of k-space and of the image.")
+    if empty := sum(len(f["empty"]) for f in facts):
+        notes.append(f"{empty} slices without content are left out; `volumes` names them under 'empty'.")
     return notes

@@ -10,14 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import h5py
+import numpy as np
 
 from msm.builders import border
-from msm.builders.raw import hdf5
+from msm.builders.raw import CONVERTERS, hdf5
 from msm.builders.raw.ismrmrd_header import parse_header
 from msm.infra.atomic import safe_join
 from msm.infra.errors import UserError
 
-SUFFIXES = (".h5", ".hdf5", ".mrd", ".cfl", ".npy", ".npz")
+SUFFIXES = (".h5", ".hdf5", ".mrd", ".mat", ".cfl", ".npy", ".npz", *CONVERTERS)
 SUBJECT_RULES = ("id", "folder", "path")
 _MAPS_FOLDER = "smps_hat"  # of the published code's layout: coil maps beside images, which name the scans
 FRACTIONS = {"test": 10, "validation": 20}  # one subject in so many
@@ -112,6 +113,27 @@ def digest(paths: Sequence[Path]) -> str:
     except OSError:  # told when the scan is read
         return ""
     return found.hexdigest()
+
+
+def digest_of(kspace: np.ndarray) -> str:
+    """SHA-256 of k-space: files of other names, formats or headers may hold the same scan."""
+    return hashlib.sha256(np.ascontiguousarray(kspace).view(np.uint8).reshape(-1).data).hexdigest()
+
+
+def twins(contents: Mapping[str, str], splits: Mapping[str, str] | None) -> dict[str, str]:
+    """Which paths to leave out because their scan came twice, and the path that stays.
+
+    Args:
+      contents: what tells the k-space of each path.
+      splits: of each path: only what another split holds too is left out, of train rather than of validation, of both
+        rather than of test. None where splits are not yet known: all but the first path of a scan.
+    """
+    order = {"test": 0, "validation": 1, "train": 2}
+    ranked = sorted(contents, key=lambda name: (order[splits[name]] if splits else 0, name))
+    first: dict[str, str] = {}
+    found = {name: first.setdefault(contents[name], name) for name in ranked}
+    apart = ((name, other) for name, other in found.items() if other != name)
+    return {name: other for name, other in apart if not splits or splits[name] != splits[other]}
 
 
 def read_table(path: Path) -> dict[str, Row]:

@@ -225,8 +225,20 @@ def test_slices_without_content_are_left_out_and_counted(tmp_path):
     values[1], values[4] = -1000, -1000 + np.random.default_rng(0).integers(0, 30, values[4].shape)
     assert empty_slices(values) == [1, 4]
     for name in ("p1", "p2"):
-        np.savez(tmp_path / f"{name}.npz", values)
+        np.savez(tmp_path / f"{name}.npz", values + np.int16(name == "p2"))
     scans = ct.Scans(tmp_path, Division(counts={"test": 1, "validation": 0}))
     found = scans.read(32, tmp_path)
     assert next(p.name for p in found["test"]).endswith(" 0") and len(found["test"]) == len(found["train"]) == 3
     assert scans.problems["p1.npz, slices without content"] == "2 of 5 slices hold nothing but air: 1, 4"
+
+
+def test_the_same_volume_is_in_one_split_only(tmp_path):
+    """Test keeps it, whatever the format."""
+    for name, values in (("a", phantom()), ("b", phantom()), ("c", phantom(3))):
+        np.savez(tmp_path / f"{name}.npz", values)
+    (tmp_path / "test.txt").write_text("b.npz\n")
+    nifti(tmp_path / "d.nii", phantom())
+    scans = ct.Scans(tmp_path, Division({"test": tmp_path / "test.txt"}, {"validation": 0}))
+    found = scans.read(32, tmp_path)
+    assert {p.volume for p in found["train"]} == {"c.npz"} and {p.volume for p in found["test"]} == {"b.npz"}
+    assert scans.problems == dict.fromkeys(("a.npz", "d.nii"), "is the same volume as b.npz")

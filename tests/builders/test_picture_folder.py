@@ -188,6 +188,15 @@ def test_bad_files_are_told_and_the_rest_is_done(pictures, tmp_path):
     assert found.describe()["left_out"] == found.problems
 
 
+def test_pictures_of_one_colour_are_left_out(pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "some")
+    Image.new("RGB", (40, 40), (9, 9, 9)).save(tmp_path / "some" / "blank.png")
+    found = Folder(tmp_path / "some", Division(counts={"test": 2, "validation": 2}))
+    splits = found.read(32, tmp_path)
+    assert found.problems == {"blank.png": "has one colour throughout: no content"}
+    assert sum(map(len, splits.values())) == 11
+
+
 def test_the_same_picture_under_two_names_is_taken_once(pictures, tmp_path):
     """Copies, and other files of the same pixels, whichever splits they are in: the first path stays."""
     folder, last = tmp_path / "twice", tmp_path / "last.txt"

@@ -267,6 +267,35 @@ def loss_shape(config: ConfigDict, batch: Measurement) -> tuple[int, ...]:
     return jax.eval_shape(loss, param_shapes(experiment.model, experiment.image_shape), batch, jax.random.key(0)).shape
 
 
+def test_the_same_kspace_is_in_one_split_only(tmp_path):
+    """Whatever the name, the format and the header: of train and test, test keeps it."""
+    folder = tmp_path / "raw"
+    for name, seed in (("train/a.h5", 0), ("train/b.h5", 1), ("test/a (1).h5", 0), ("test/a.h5", 0)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_full(folder / name, seed=seed, patient_id=name)
+    with h5py.File(folder / "train/a.h5") as file:
+        np.save(folder / "train/c.npy", np.asarray(file["kspace"]))
+    manifest = prepare(folder, tmp_path, patterns={"train": ["train/*"], "test": ["test/*"]})
+    assert manifest["left_out"] == dict.fromkeys(("train/a.h5", "train/c.npy"), "has the same k-space as test/a (1).h5")
+    assert manifest["counts"] == {"train": 2, "test": 4}
+    (tmp_path / "other").mkdir()
+    manifest = prepare(folder, tmp_path / "other")
+    assert set(manifest["volumes"]) == {"test/a (1).h5", "train/b.h5"}
+
+
+def test_slices_without_content_are_counted_in_the_manifest(tmp_path):
+    (tmp_path / "raw").mkdir()
+    for name in ("a.npy", "b.npy"):
+        kspace = fourier(smooth_coils(SIZE, 4) * phantom(SIZE, 4, len(name))[:, None])
+        kspace[1] = 0
+        np.save(tmp_path / "raw" / name, kspace * (1 + (name == "b.npy")))
+    manifest = prepare(tmp_path / "raw", tmp_path, patterns={"test": ["b*"]})
+    assert [v["empty"] for v in manifest["volumes"].values()] == [[1], [1]]
+    assert manifest["counts"] == {"train": 3, "test": 3} and "2 slices without content are left out" in str(
+        manifest["notes"]
+    )
+
+
 def test_published_layout_with_its_table(tmp_path):
     folder = tmp_path / "data"
     images, maps = phantom(20, 4), np.broadcast_to(smooth_coils(20, 3), (4, 3, 20, 20))
@@ -312,7 +341,7 @@ def test_bad_files_are_told_at_the_end_and_the_rest_is_done(tmp_path):
     assert [line.strip().split(":")[0] for line in told] == [
         r"caf\xe9.npy", "cut.npz", "no_centre.npz", "real.npy", "sub/cut.h5", "sub/text.h5"
     ]  # fmt: skip
-    assert "coil maps need 3 fully sampled central lines" in told[2] and str(tmp_path) not in "".join(told)
+    assert "k-space does not fall off along its rows" in told[2] and str(tmp_path) not in "".join(told)
     assert "test 2 slices of 1 scans" in done.stdout and "--config.masks.acceleration=4.0" in done.stdout
     manifest = json.loads((tmp_path / "store" / "manifest.json").read_text())
     assert set(manifest["command"].split(" --")) == {

@@ -104,7 +104,7 @@ def test_rules_of_subjects():
 def test_subjects_are_told_before_any_scan_is_read(tmp_path, caplog):
     (tmp_path / "raw").mkdir()
     for number, patient in enumerate(["p1", "p1", "p2"]):
-        write_full(tmp_path / "raw" / f"f{number}.h5", slices=1, patient_id=patient)
+        write_full(tmp_path / "raw" / f"f{number}.h5", slices=1, seed=number, patient_id=patient)
     message = message_of(lambda: source(tmp_path / "raw", tmp_path, patterns={"test": ["f1*"]}))
     assert message.startswith("'f0.h5' in train and 'f1.h5' in test are of one subject") and not warnings(caplog)
     stated = source(tmp_path / "raw", tmp_path, patterns={"test": ["f1*"]}, subject="path")

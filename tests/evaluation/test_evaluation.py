@@ -55,6 +55,29 @@ def test_padding_is_never_counted(arrays):
     assert list(evaluation.merge_rounds([arrays])["example_id"]) == [3, 4, 5, 7]
 
 
+def test_slices_without_content_are_in_no_mean_and_named(arrays):
+    arrays["reference"][0] = 0
+    rows = evaluation.measure_round(arrays)
+    summary = evaluation.summarize(rows, "good", {}, {})
+    assert all(summary["solvers"][name]["psnr"]["n"] == 3 for name in ("poor", "good"))
+    assert summary["gains"]["poor"]["psnr"]["n"] == 3 and summary["solvers"]["good"]["seconds"]["n"] == 4
+    assert "of 1 slices hold nothing to compare: 7." in summary["absent"]["slices without content"]
+    told = evaluation.format_table(summary)
+    assert "nan" not in told and math.isfinite(summary["solvers"]["good"]["ssim"]["mean"])
+    flat, zeros = np.full((1, 24, 20, 1), -1.0), np.zeros((1, 24, 20, 1))
+    constant = {"example_id": np.array([1]), "reference": flat, "a/mean": zeros}
+    assert "psnr" not in evaluation.measure_round(constant)[0]
+    arrays["volume"] = np.array(["x", "y", "", "y", "y"])
+    assert {row["volume"] for row in evaluation.measure_volumes(arrays)} == {"y"}
+
+
+def test_no_table_says_nan(arrays):
+    del arrays["poor/seconds"]
+    arrays["poor/mean"][0] = np.nan
+    summary = evaluation.summarize(evaluation.measure_round(arrays), "good", {}, {})
+    assert "not finite" in evaluation.format_table(summary) and "nan" not in evaluation.format_table(summary)
+
+
 def test_merged_rounds_equal_one_round(arrays):
     halves = [{key: value[part] for key, value in arrays.items()} for part in (slice(0, 2), slice(2, None))]
     merged, whole = evaluation.merge_rounds(halves[::-1]), evaluation.merge_rounds([arrays])

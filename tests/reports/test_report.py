@@ -125,6 +125,14 @@ def test_failed_reconstruction_is_shown_as_such(tmp_path):
     assert stored["solvers"]["msm"]["psnr"]["mean"] is None
 
 
+def test_a_slice_whose_reference_holds_nothing_is_named(tmp_path):
+    arrays = make_round()
+    arrays["reference"][2] = 0
+    rows = evaluation.measure_round(arrays)
+    content = report.write_report(tmp_path, make_summary(rows), rows, arrays).read_text()
+    assert "hold nothing to compare: 12." in content and ">nan" not in content and "not finite" not in content
+
+
 def test_report_of_one_slice_and_a_solver_without_samples(tmp_path):
     arrays = {key: value[:1] for key, value in make_round().items() if not key.startswith("msm")}
     rows = evaluation.measure_round(arrays)
