@@ -184,5 +184,5 @@ def test_a_folder_of_prepared_scans_that_is_a_link_is_refused(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     partial = tmp_path / "partial"
     partial.symlink_to(tmp_path / "elsewhere")
-    arguments = (tmp_path / "raw", Options(size=16), read_raw, partial, {"test": ["*"]})
+    arguments = (tmp_path / "raw", Options(size=16, acs_lines=8), read_raw, partial, {"test": ["*"]})
     assert "is a link, and a run writes through none" in message_of(RawScans, *arguments)
