@@ -335,7 +335,6 @@ def summarize(
     if without:
         names = ", ".join(str(row["example_id"]) for row in without)
         missing |= {"slices without content": f"References of {len(without)} slices hold nothing to compare: {names}."}
-        run = {**run, "notes": [*run.get("notes", ()), missing["slices without content"]]}
     return {
         "run": dict(run),
         "primary": primary,

@@ -196,7 +196,7 @@ def _page(
         for reason, key in chosen.items()
     ]  # fmt: skip
     return render(
-        "evaluation.html", run, [*run.get("notes", ()), *medical], viewer=viewer,
+        "evaluation.html", run, [*run.get("notes", ()), *medical, *summary["absent"].values()], viewer=viewer,
         tables=_quality(summary) if judged else [], gains=_gains(summary), uncertainty=_uncertainty(summary),
         slice_table=_slice_table(rows) if judged else None, chosen=pictures, definitions=_definitions(summary),
     )  # fmt: skip
