@@ -206,7 +206,8 @@ class Model:
                 raise UserError(f"kspace is {data.dtype} {data.shape}: give complex (C,H,W) or (S,C,H,W)")
             several = data.ndim == 4
             known = None if maps is None else np.asarray(maps, np.complex64)
-            data, known = (a if several or a is None else a[None] for a in (data, known))
+            if not several:
+                data, known = data[None], None if known is None else known[None]
             raw = raw_volume(GIVEN, data, None if mask is None else np.asarray(mask), maps=known)
         elif mask is not None or maps is not None:
             raise UserError("a RawVolume has its own mask and maps: leave these arguments away, or give its kspace")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -79,9 +79,9 @@ def msm_loss(
     sigma = schedule.sigma(t)
     s_t = jnp.where(mask, per_example(schedule.alpha(t), s) * (s + per_example(sigma, s) * noise), 0)
     out = problem.denoise(s_t, mask, measurement.maps, t)
-    judged, estimate = (mask, out.s0) if judged is None else (judged, out.z0)
-    error = jnp.where(judged, s - estimate, 0)
-    counted = judged if problem.reduction == "observed" else jnp.ones_like(judged)
+    where, estimate = (mask, out.s0) if judged is None else (judged, out.z0)
+    error = jnp.where(where, s - estimate, 0)
+    counted = where if problem.reduction == "observed" else jnp.ones_like(where)
     return problem.weight(sigma) * real_mean(error, error, observed_scalars(problem.transform, counted, s.shape))
 
 
@@ -285,7 +285,7 @@ def get_ambient_loss(config, schedule, transform, masks, denoise) -> LossFn:
         t = jax.vmap(schedule.sample)(split_keys(keys, 2))
         noise = transform.forward(draw_noise(transform, split_keys(keys, 3), transform.image_shape(m.y.shape)), m.maps)
         problem = Problem(partial(denoise, params), schedule, transform, weight, config.loss.reduction)
-        return msm_loss(problem, m.replace(mask=given.mask), noise, t, judged=m.mask)
+        return msm_loss(problem, replace(m, mask=given.mask), noise, t, judged=m.mask)
 
     return loss
 

@@ -142,7 +142,8 @@ def write_report(
 ) -> dict[str, Any]:
     """Measures all rounds and writes metrics.csv, volumes.csv, summary.json and the page; returns the summary."""
     experiment, solvers, info = planned.experiment, planned.solvers, planned.info
-    config = experiment.config
+    config, task = experiment.config, experiment.task
+    assert task is not None  # of `Experiment.for_task`
     settings, images = config.eval, config.data.num_coils == 0
     groups, known = evaluation.merge_by_shape(done), info.get("volumes", {})
     for merged in groups:
@@ -161,7 +162,7 @@ def write_report(
         "image size": ", ".join(sorted({told(_shape_of(merged)) for merged in groups})),
         **({"pixel (mm)": " x ".join(f"{size:g}" for size in min(pixels))} if len(pixels) == 1 else {}),
         **({} if images else {"coils": config.data.num_coils}),
-        **_measurement_facts(config, experiment.task, info, groups),
+        **_measurement_facts(config, task, info, groups),
         **({} if "scan" in info else {"split": f"{settings.split} of {config.data.dir}"}),
         "seed": config.seed,
         "hyper-parameters": {name: dict(s.hyper) for name, s in solvers.items() if s.hyper},

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -266,7 +267,7 @@ def _check_copies(
         return rows, None
     shown = np.argsort(values[:limit, 0])[:SHOWN_PAIRS]
     nearest = acquisitions.batch(np.searchsorted(acquisitions.ids, names[shown, 0]))
-    zero_filled = np.asarray(transform.adjoint(np.where(nearest.mask, nearest.y, 0), nearest.maps))
+    zero_filled = np.asarray(transform.adjoint(jnp.where(nearest.mask, nearest.y, 0), nearest.maps))
     return rows, np.stack([images[shown], zero_filled])
 
 

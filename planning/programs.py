@@ -61,6 +61,7 @@ def lower_solve(config: ConfigDict, devices: list[Any], per_device_batch: int) -
     """A round of `run_lib.evaluate` with msm, or the last of `eval.solvers`, on the measurements of `config.task`."""
     experiment = Experiment.for_task(config, sharding.get_mesh(devices))
     task = experiment.task
+    assert task is not None  # of `Experiment.for_task`
     name = "msm" if "msm" in config.eval.solvers else config.eval.solvers[-1]
     solver = get_solver(config, experiment, name)
     measurement = _acquisitions(experiment, per_device_batch)
