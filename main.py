@@ -35,22 +35,22 @@ def run() -> None:
     with processes.telling_why():
         from msm import run_lib
         from msm.configs.rules import check as config_check
+        from msm.infra import at_hand
         from msm.modes import joining
 
         gc.enable()
         command_line.use_cache(FLAGS.cache)
-        joining.require_agreement({name: FLAGS[name].value for name in ("mode", "workdir")}, FLAGS.config)
+        joining.require_agreement({name: FLAGS[name].value for name in ("mode", "workdir")}, FLAGS.config, FLAGS.cache)
         with processes.together():
             config_check.check(FLAGS.config, FLAGS.mode)
-        command = " ".join(["python", *sys.argv])
-        modes = {
-            "train": lambda: run_lib.train(FLAGS.config, FLAGS.workdir),
-            "eval": lambda: run_lib.evaluate(FLAGS.config, FLAGS.workdir, command),
-            "tune": lambda: run_lib.tune(FLAGS.config, FLAGS.workdir, command),
-            "sample": lambda: run_lib.sample(FLAGS.config, FLAGS.workdir, command),
-        }
-        modes[FLAGS.mode]()
-        processes.wait_for_all()
+        told = " ".join(["python", *sys.argv])
+        modes = {"eval": run_lib.evaluate, "tune": run_lib.tune, "sample": run_lib.sample}
+        with at_hand.workdir(FLAGS.workdir, FLAGS.mode) as folder:
+            if FLAGS.mode == "train":
+                run_lib.train(FLAGS.config, folder)
+            else:
+                modes[FLAGS.mode](FLAGS.config, folder, told)
+            processes.wait_for_all()
 
 
 def main(argv: list[str]) -> None:

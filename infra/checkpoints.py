@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from msm.infra import links, seals
+from msm.infra import at_hand, links, seals
 from msm.infra.errors import UserError
 
 KEPT = "checkpoints"
@@ -312,12 +312,19 @@ def _reading(folder: Path) -> Iterator[None]:
 
 
 def _manager(folder: Path, policy: Any) -> ocp.CheckpointManager:
+    me = jax.process_index()
+    alone = {"primary_host": me, "active_processes": {me}} if at_hand.is_private(folder) else {}
+    if alone:
+        folder.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policy,
+        create=not alone,
         cleanup_tmp_directories=True,  # of an earlier run that was killed while writing
         # Made in the background, a folder that cannot be made would block training for the time-out of ten minutes.
         async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-        multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder.name),
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            barrier_sync_key_prefix=f"{folder.name}{me if alone else ''}", **alone
+        ),
     )
     return ocp.CheckpointManager(folder, options=options)
 

@@ -127,7 +127,7 @@ def _usable_folder(workdir: str | os.PathLike) -> Path:
     if not name:
         raise UserError("no workdir: give the folder of the run with --workdir")
     if "://" in name:
-        raise UserError(f"workdir {name!r} is a URL: mount the storage and give --workdir a folder")
+        raise UserError(f"workdir {name!r} is a URL: `infra.at_hand.workdir` gives the folder that stands for it")
     root = Path(name).expanduser().resolve()
     blocked = next((p for p in (root, *root.parents) if p.exists() and not p.is_dir()), None)
     if blocked is not None:

@@ -182,8 +182,8 @@ COMMANDS = {
         "workdir {at}/file: {at}/file is a file, not a folder; choose another --workdir",
     ),
     "workdir url": (
-        "main TOY --workdir=gs://bucket/run",
-        "workdir 'gs://bucket/run' is a URL: mount the storage and give --workdir a folder",
+        "main TOY --workdir=gcloud://bucket/run",
+        "gcloud://bucket/run: gcloud:// is no storage that is known (gs://, gcs://, s3://, abfs://), or a folder",
     ),
     "workdir proc": (
         "main TOY --workdir=/proc/run",
