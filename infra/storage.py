@@ -27,7 +27,8 @@ class Bucket:
         scheme = url.partition("://")[0]
         with self._telling("reach"):
             try:
-                self._fs, self._root = fsspec.core.url_to_fs(self.url)
+                made = {"auto_mkdir": True} if scheme == "file" else {}  # in buckets there are no folders to make
+                self._fs, self._root = fsspec.core.url_to_fs(self.url, **made)
             except ImportError as error:
                 raise UserError(
                     f"{url}: {scheme}:// needs a package: pip install {DRIVERS.get(scheme, scheme)}"

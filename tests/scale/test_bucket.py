@@ -1,4 +1,4 @@
-"""Two processes of a run whose workdir is a URL: each works in a folder of its own, the store gets one run that resumes.
+"""Two processes of a run whose workdir is a URL: each in a folder of its own; one run that resumes.
 
 The store is a folder named by file://, which both processes reach as they would a bucket.
 """
