@@ -17,7 +17,7 @@ from msm.operators.acquisition import Acquisition
 from msm.operators.augment import get_augment_fn
 from msm.operators.image_augment import get_image_augment_fn
 from msm.operators.masks import MaskDistribution, get_always_fn, thin
-from msm.operators.measurement import Measurement
+from msm.operators.measurement import Array, Measurement
 from msm.operators.operator import per_example
 from msm.operators.randomness import draw_noise, example_keys, split_keys
 from msm.operators.transform import Transform
@@ -300,7 +300,7 @@ class Completed:
     """
 
     measurement: Measurement
-    image: jax.Array
+    image: Array
 
 
 @LOSSES.register("fill_in")

@@ -70,11 +70,11 @@ class Layout:
         ]
         return jax.tree.unflatten(self._structure, leaves)
 
-    def to_tree(self, state: TrainState) -> TrainState:
+    def to_tree(self, state: Any) -> Any:
         """The state as checkpoints hold it: every vector of N numbers as the network's tree, counters as they are."""
         return jax.tree.map(lambda leaf: self.unflatten(leaf) if leaf.shape == (self.size,) else leaf, state)
 
-    def from_tree(self, state: TrainState) -> TrainState:
+    def from_tree(self, state: Any) -> Any:
         """The inverse of `to_tree`."""
 
         def is_params(node) -> bool:
@@ -159,7 +159,7 @@ def get_step_fn(
         loss, grads = gradients(state.params, measurement, jax.random.fold_in(key, state.step))
         loss, grads = jax.lax.pmean((loss, grads), axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         # The average forgets the initial weights quickly: early in a run its memory is a tenth of the run so far.
         rate = jnp.minimum(optim.ema_rate, (1.0 + state.step) / (10.0 + state.step))
         ema = rate * state.ema_params + (1.0 - rate) * params

@@ -106,7 +106,7 @@ def main(_: list[str]) -> None:
     batches = list(datasets.eval_batches(config, settings.split, settings.batch_size, FLAGS.scans))
     if batches[0].reference is None:
         raise UserError(f"{config.data.dir} has no references of split {settings.split!r}: take another eval.split")
-    params, _ = checkpoints.load_ema_params(FLAGS.checkpoint, experiment.template_params())
+    params = checkpoints.load_ema_params(FLAGS.checkpoint, experiment.template_params())[0]
     kept = np.concatenate([np.asarray(batch.measurement.example_id) != PADDING_ID for batch in batches])
     measurement = jax.tree.map(lambda *arrays: np.concatenate(arrays)[kept], *(batch.measurement for batch in batches))
     reference = np.concatenate([np.asarray(batch.reference) for batch in batches])[kept]

@@ -70,7 +70,7 @@ def _load(file, size: int, what: str) -> np.ndarray:
         )
     check_size(what, _COPIES * count, dtype.itemsize)
     values = np.empty(count, dtype)
-    view, place = memoryview(values.view(np.uint8)) if count else memoryview(b""), 0
+    view, place = memoryview(values.view(np.uint8).data) if count else memoryview(b""), 0
     while place < len(view):
         chunk = file.read(min(len(view) - place, 2**24))
         if not chunk:

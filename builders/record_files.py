@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader
-from tensorflow_datasets.proto.tf_example_generated_pb2 import Example
+from tensorflow_datasets.proto.tf_example_generated_pb2 import Example  # pyright: ignore[reportAttributeAccessIssue]
 
 from msm.infra import plain_json
 from msm.infra.atomic import safe_join
@@ -68,7 +68,7 @@ class RecordFiles(Sequence):
         self._fields = read_fields(safe_join(store, Path(part["path"], "features.json")))
         self._paths = shards_of(store, part, split)
         try:
-            shards = [_Shard(str(path), _count(path)) for path in self._paths]
+            shards: Any = [_Shard(str(path), _count(path)) for path in self._paths]
             self._source = ArrayRecordDataSource(shards)
         except DAMAGE as error:
             raise UserError(

@@ -2,7 +2,8 @@
 
 import importlib
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
+from ml_collections.config_dict import config_dict
 
 from msm.infra.values import Section
 from msm.solvers.registry import SECTIONS

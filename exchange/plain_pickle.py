@@ -8,7 +8,7 @@ import pickle
 import pickletools
 import zlib
 from collections.abc import Callable
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 from msm.infra.errors import UserError
 
@@ -90,7 +90,7 @@ def read_pickle(source: Source, find: Callable[[str, str], Any], persistent: Cal
     Raises UserError for instructions that no plain value needs, or too many; one of `DAMAGE` where it is no pickle.
     """
     machine = _Machine(find, persistent)
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(source)):
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(cast(Any, source))):
         if count > MOST_OPCODES:
             raise UserError(f"its pickle has more than {MOST_OPCODES} instructions")
         if opcode.name == "STOP":

@@ -42,7 +42,7 @@ class Mirror:
 
     def __init__(self, bucket: Bucket, folder: Path, may_write: Callable[[], None] = lambda: None):
         self._bucket, self._folder, self._may_write = bucket, folder, may_write
-        self._sent: dict[str, tuple] = {}  # name: what the file was when it was last uploaded
+        self._sent: dict[str, tuple | None] = {}  # name: what the file was when it was last uploaded
         self._busy = threading.Lock()
 
     def fetch(self) -> None:

@@ -4,11 +4,11 @@ For loss 'fill_in' a share `em.hide` of what was acquired is not shown to the so
 the entries that are shown are put back into the completion. What is hidden is judged with all that was acquired.
 """
 
+import dataclasses
 import logging
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def check(config: ConfigDict) -> None:
         )
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Pool:
     """K completions of each of N acquisitions.
 
@@ -70,7 +70,7 @@ class Pool:
         copy, which = np.divmod(places, total)
         images, ids, count = self.images[copy % copies, which], places.astype(np.int32), len(places)
         if self.acquisitions is not None:
-            return Completed(self.acquisitions.batch(which).replace(example_id=ids), images)
+            return Completed(dataclasses.replace(self.acquisitions.batch(which), example_id=ids), images)
         return Measurement(
             y=images,
             mask=np.ones((count, *[1] * (images.ndim - 1)), bool),
@@ -116,6 +116,7 @@ def get_complete_fn(experiment, info: dict[str, Any], run, notice: preemption.No
             elif jax.process_count() > 1:  # the others may not see the folder of process 0
                 shape = (config.em.batch_size, solver.num_samples, *_image_shape(experiment, batch))
                 stored = sharding.from_first(stored or {"images": np.zeros(shape, experiment.transform.dtype)})
+            assert stored is not None  # computed, read, or sent by process 0
             images.append(np.asarray(stored["images"]))
             real.append(sharding.gather_rows(batch.example_id != PADDING_ID))
             if notice.reached(number) and number + 1 < len(batches):
@@ -128,7 +129,7 @@ def get_complete_fn(experiment, info: dict[str, Any], run, notice: preemption.No
         supports = [support_of(batch.maps) for batch in batches]
         if supports[0] is None or fills:
             return Pool(pool, None, acquisitions)
-        support = np.concatenate([sharding.gather_rows(s) for s in supports])[kept]
+        support = np.concatenate([sharding.gather_rows(s) for s in supports if s is not None])[kept]
         return Pool(pool, None if support.all() else support)
 
     return complete

@@ -7,6 +7,7 @@ the acquisitions. After each round acquired entries of another split are hidden 
 round that predicts them best.
 """
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -159,7 +160,7 @@ class Rounds:
                         batch = sharding.shard_batch(pool.batch(next(data)), self._mesh)
                     with self._watch.step(step):
                         trained, results = self._step(state.train, batch, key)
-                    state = state.replace(train=trained)
+                    state = dataclasses.replace(state, train=trained)
                     tally.add(step, results)
                     self._watch.stepped(step, results)
                     if step < last:
@@ -186,12 +187,12 @@ class Rounds:
         restored = self._saved.restore_latest(jax.eval_shape(layout.to_tree, state), data)
         if restored is not None:
             state = layout.from_tree(restored[0])
-            return state.replace(train=sharding.replicate(state.train, self._mesh)), restored[1]
+            return dataclasses.replace(state, train=sharding.replicate(state.train, self._mesh)), restored[1]
         if named:
             params, step = checkpoints.load_ema_params(named, experiment.template_params())
             logging.info("starting from the parameters of %s, step %d", named, step)
             state = self._first(sharding.to_host(params))
-        return state.replace(train=sharding.replicate(state.train, self._mesh)), {}
+        return dataclasses.replace(state, train=sharding.replicate(state.train, self._mesh)), {}
 
     def _first(self, params) -> RoundState:
         """The state before the first round, of a tree of numpy arrays."""
@@ -202,7 +203,7 @@ class Rounds:
         """The next round completes with the averaged parameters of the last one, and starts or goes on from them."""
         start = sharding.to_host(state.train.ema_params)
         if not self._config.em.restart:
-            return state.replace(start=start)
+            return dataclasses.replace(state, start=start)
         fresh = init_state(self._layout.unflatten(start), self._optimizer)
         return RoundState(sharding.replicate(fresh, self._mesh), start, state.ema_params)
 
@@ -224,7 +225,7 @@ class Rounds:
             "round %d: held-out error %.5g; best is round %d with %.5g", index, error, best["round"], best["held_out"]
         )
         if best is judged[-1]:
-            state = state.replace(ema_params=average)
+            state = dataclasses.replace(state, ema_params=average)
         if jax.process_index() == 0:
             atomic_write_json(self._run.path("em/rounds.json"), {"best": best["round"], "rounds": judged})
         return state, judged

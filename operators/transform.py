@@ -21,9 +21,14 @@ class Transform(Protocol):
       channels: real channels of an image inside the network.
     """
 
-    dtype: Any
-    real_scalars: int
-    channels: int
+    @property
+    def dtype(self) -> Any: ...
+
+    @property
+    def real_scalars(self) -> int: ...
+
+    @property
+    def channels(self) -> int: ...
 
     def forward(self, x: jax.Array, maps: Array | None) -> jax.Array:
         """z = T x."""

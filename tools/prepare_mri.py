@@ -120,7 +120,7 @@ def _reader(reading: dict[str, Any]) -> str:
 
 def _given() -> list[str]:
     """Names of the flags of this tool that the user set, but for folders and what does not change the store."""
-    modules = {flags.FLAGS.find_module_defining_flag(name) for name in ("keep_full", "centre")}
+    modules = {str(flags.FLAGS.find_module_defining_flag(name)) for name in ("keep_full", "centre")}
     own = [flag for module in sorted(modules) for flag in flags.FLAGS.get_flags_for_module(module)]
     return [f.name for f in own if f.present and f.name not in ("in", "out", "workers", "max_gb")]
 

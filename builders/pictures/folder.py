@@ -264,7 +264,7 @@ class Folder:
                 if (pixels == pixels[:1, :1]).all():
                     raise UserError("has one colour throughout: no content")
                 array[row] = pixels
-                return hashlib.sha256(data).digest(), hashlib.sha256(pixels).digest()
+                return hashlib.sha256(data).digest(), hashlib.sha256(pixels.tobytes()).digest()
             return b"", b""
 
         pixels: dict[int, bytes] = {}

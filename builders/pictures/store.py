@@ -333,7 +333,8 @@ def _own_noise(pictures: Sequence[Picture], settings: Settings) -> float:
 
 def _flags(settings: Settings) -> dict[str, str]:
     values = {name: "estimate" if value is None else value for name, value in settings.identity().items()}
-    values = {"size": told(values.pop("image_size")), **values}
+    del values["image_size"]
+    values = {"size": told(settings.image_size), **values}
     return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}
 
 

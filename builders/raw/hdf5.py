@@ -61,7 +61,7 @@ def _find(place: Any, parts: list[str], left: int) -> Any:
 
 def items(group: h5py.Group) -> list[tuple[str, Any]]:
     """(name, object) of what lies in a group; links to other files are passed over."""
-    inside = (name for name in group if not isinstance(group.get(name, getlink=True), h5py.ExternalLink))
+    inside = (str(name) for name in group if not isinstance(group.get(name, getlink=True), h5py.ExternalLink))
     return [(name, find(group, name)) for name in inside]
 
 

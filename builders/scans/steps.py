@@ -29,7 +29,8 @@ def whitening(noise: np.ndarray) -> np.ndarray:
     covariance = noise @ noise.conj().T / samples
     values = np.linalg.eigvalsh(covariance)
     if values[0] <= 1e-12 * values[-1]:
-        silent = np.flatnonzero(np.diag(covariance).real <= 1e-12 * np.diag(covariance).real.max()).tolist()
+        power = np.real(np.diag(covariance))
+        silent = np.flatnonzero(power <= 1e-12 * power.max()).tolist()
         mend = f"--leave_out_coils {','.join(map(str, silent or ['N']))}"
         raise UserError(f"the noise scan has coils whose noise is 0 or a sum of others'; leave these out by {mend}")
     return np.sqrt(2) * np.linalg.inv(np.linalg.cholesky(covariance))
