@@ -9,10 +9,13 @@ PY := $(VENV)/bin/python
 STORE := store/brain64
 PHOTOS := store/photos64
 
+# One test process per core, at most 8; a file's tests stay together, since they share what they made.
+WORKERS := -n auto --maxprocesses=8 --dist loadfile
+
 # The exact versions of constraints.txt were frozen on this Python; others resolve requirements.txt freely.
 FROZEN_ON := 3.11
 
-.PHONY: help setup demo demo-images test lint docs bench clean store photos
+.PHONY: help setup demo demo-images test test-slow lint docs bench clean store photos
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,8 +36,11 @@ demo-images: photos  ## train on masked photographs, fill in others, write a rep
 	  --config.eval.max_examples=24
 	@echo "report: workdir/demo_images/eval/report.html"
 
-test: $(VENV)/.dev  ## run the tests
-	$(PY) -m pytest -q -n 2 --dist loadfile
+test: $(VENV)/.dev  ## run the tests of units, theory and conformance, and short runs
+	$(PY) -m pytest -q $(WORKERS) -m "not slow"
+
+test-slow: $(VENV)/.dev  ## run the tests that kill, use several devices or processes, or make whole runs
+	$(PY) -m pytest -q $(WORKERS) -m slow
 
 lint: $(VENV)/.dev  ## check style, formatting and types
 	$(PY) -m ruff check .

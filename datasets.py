@@ -5,7 +5,8 @@ calls. A store is checked against its manifest and the config before any record 
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ import grain
 import jax
 import numpy as np
 
+from msm.builders.examples import Acquisitions, References
 from msm.builders.manifest import find_problem
 from msm.builders.order import bucket_batch, buckets_of, epoch_order, spread
-from msm.builders.pictures.store import unit_range
-from msm.builders.record_files import DAMAGE, RecordFiles, one_line
 from msm.builders.store import config_flags, missing_keys
 from msm.infra import plain_json
 from msm.infra.errors import UserError
@@ -27,8 +27,8 @@ from msm.operators.tasks import get_measure_fn
 from msm.operators.transform import get_transform
 
 _ENDLESS = 2**40  # batches
-# A record of some 100 kB takes about a millisecond: two threads keep ahead of any training step.
-_READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+_MOST_READERS = 16
+_MOST_WAITING = 2 * 2**30  # bytes of batches that wait for the device
 
 
 def dataset_info(config, acquisition: str = "") -> dict[str, Any]:
@@ -137,115 +137,6 @@ def _check_files(store: Path, manifest: dict[str, Any], part: dict[str, Any]) ->
             raise UserError(f"{path} {state}; make the store again: {mend}")
 
 
-class _Records(Sequence):
-    """The records of one split of one dataset, ordered by example id.
-
-    Attributes:
-      ids: (N,) int32, ascending.
-      shapes: (N,2) int rows and columns of each, where a store has scans of several; else None.
-
-    Reading raises UserError for a record that cannot be read or has numbers that are not finite.
-    """
-
-    def __init__(self, store: Path, part: dict[str, Any], split: str):
-        if split not in part["ids"]:
-            kept = " or ".join(sorted(part["ids"]))
-            named = "eval.split, or tune.split of --mode=tune"
-            raise UserError(f"{store / part['path']} has no split {split!r}: take {kept} ({named})")
-        self._store = store
-        stored = np.asarray(part["ids"][split], np.int32)  # TFDS shuffles records by the hash of their key
-        self._order = np.argsort(stored)
-        self.ids = stored[self._order]
-        told = part.get("matrix", {}).get(split)
-        self.shapes = None if told is None else np.asarray(told, int)[self._order]
-        self._source = RecordFiles(store, part, split)
-        if len(self._source) != len(stored):
-            found = f"{len(self._source)} {split} records instead of {len(stored)}"
-            raise UserError(f"{store / part['path']} holds {found}; delete {store} and make the store again")
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        place = int(self._order[index])
-        try:
-            record = self._source[place]
-        except DAMAGE as error:  # the file was cut or changed
-            raise self._damage(index, f"cannot be read ({one_line(error)})") from error
-        bad = [n for n, a in record.items() if np.asarray(a).dtype.kind in "fc" and not np.isfinite(a).all()]
-        if bad:
-            raise self._damage(index, f"has numbers that are not finite ({', '.join(sorted(bad))})")
-        return record
-
-    def places(self, indices: Iterable[int]) -> dict[str, np.ndarray]:
-        """Returns {'volume', 'slice'}: the names of the volumes that these belong to, (N,) of text, '' where a record
-        names none, and the numbers that these slices have there, (N,) int32, -1 where a record has none."""
-        records = [_Records.__getitem__(self, int(index)) for index in indices]
-        volumes = [record.get("volume", b"").decode(errors="replace") for record in records]
-        return {
-            "volume": np.array(volumes),
-            "slice": np.array([record.get("slice", -1) for record in records], np.int32),
-        }
-
-    def most_alike(self) -> np.ndarray:
-        """The places of all examples of the most frequent shape, ascending."""
-        if self.shapes is None:
-            return np.arange(len(self))
-        return max(buckets_of(self.shapes), key=len)
-
-    def _damage(self, index: int, what: str) -> UserError:
-        path = self._source.path(int(self._order[index]))
-        return UserError(f"{path}: example {self.ids[index]} {what}; delete {self._store} and make the store again")
-
-
-def _dense_scan(record: dict[str, Any]) -> dict[str, Any]:
-    """y (C,H,W), mask (1,1,W) and maps of a record of acquired k-space columns; mask (1,H,W) of one of entries."""
-    rows, columns = record.get("matrix", record["maps"].shape[1:])  # what is beyond fills up to the largest scan
-    maps, mask = record["maps"][:, :rows, :columns], record["mask"][..., :columns]
-    mask = mask if mask.ndim == 1 else mask[:rows]
-    y = np.zeros(maps.shape, np.complex64)
-    y[..., mask] = record["y"][:, :rows] if mask.ndim == 1 else record["y"]
-    return {"y": y, "mask": mask[None, None] if mask.ndim == 1 else mask[None], "maps": maps}
-
-
-def _dense_picture(record: dict[str, Any]) -> dict[str, Any]:
-    """y (H,W,K) and mask (H,W,1) of a record of acquired pixels."""
-    mask = record["mask"]
-    y = np.zeros((*mask.shape, record["y"].shape[1]), np.float32)
-    y[mask] = unit_range(record["y"])
-    return {"y": y, "mask": mask[..., None], "maps": None}
-
-
-_DENSE = {"multicoil": _dense_scan, "images": _dense_picture, "ct": _dense_picture}
-
-
-class Acquisitions(_Records):
-    """The acquisitions of one split, in the order of their ids.
-
-    `acquisitions[i]` is one dense example without batch axis, a dict with the fields of `Measurement`: y, zero outside
-    the mask; mask bool; maps; noise_std () float32; example_id () int32. Multi-coil k-space: y (C,H,W) complex64, mask
-    (1,1,W) of lines or (1,H,W), maps (C,H,W) complex64. Images: y (H,W,K) float32, mask (H,W,1), maps None.
-    """
-
-    def __init__(self, store: Path, part: dict[str, Any], split: str, kind: str):
-        super().__init__(store, part, split)
-        self._dense = _DENSE[kind]
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        record = super().__getitem__(index)
-        return {
-            **self._dense(record),
-            "noise_std": np.float32(record["noise_std"]),
-            "example_id": np.int32(record["example_id"]),
-        }
-
-    def batch(self, indices: Iterable[int]) -> Measurement:
-        """Returns the examples at these positions as one numpy Measurement."""
-        examples = [self[int(index)] for index in indices]
-        first = examples[0]
-        return Measurement(**{n: first[n] if first[n] is None else np.stack([e[n] for e in examples]) for n in first})
-
-
 def open_acquisitions(config, split: str, acquisition: str = "") -> Acquisitions:
     """Opens one split of the acquisitions named `acquisition`, else `config.data.acquisition`.
 
@@ -296,20 +187,15 @@ def get_train_iterator(
         start = step * batch_size + index * share
         return acquisitions.batch(epoch_order(config.seed, len(acquisitions), start, share))
 
-    return iter(grain.MapDataset.range(_ENDLESS).map(read).to_iter_dataset(_READ_OPTIONS))
+    size = share * acquisitions.bytes_of_an_example()
+    return iter(grain.MapDataset.range(_ENDLESS).map(read).to_iter_dataset(_read_options(size)))
 
 
-class References(_Records):
-    """The reference images of one split, in the order of their ids: (H,W) complex64, of images (H,W,K) float32."""
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        record = super().__getitem__(index)
-        rows, columns = record.get("matrix", record["image"].shape[:2])
-        return unit_range(record["image"][:rows, :columns])
-
-    def batch(self, indices: Iterable[int]) -> np.ndarray:
-        """Returns the images at these positions, (N,H,W) complex64 or (N,H,W,K) float32."""
-        return np.stack([self[int(index)] for index in indices])
+def _read_options(batch_bytes: int) -> grain.ReadOptions:
+    """Threads that read batches, one per core of this process, and how many batches may wait for the device."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    waiting = max(2, min(2 * cores, _MOST_WAITING // max(1, batch_bytes)))
+    return grain.ReadOptions(num_threads=max(2, min(cores, waiting, _MOST_READERS)), prefetch_buffer_size=waiting)
 
 
 def open_references(config, split: str) -> References:
@@ -387,7 +273,7 @@ def measurement_batches(config, split: str, batch_size: int, max_examples: int =
     return (_mark_padding(acquisitions.batch(padded), real) for padded, real in chosen)
 
 
-def _shares(records: _Records, batch_size: int, max_examples: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _shares(records: Acquisitions, batch_size: int, max_examples: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """This process's share of the batches of `spread`."""
     return map(local_share, spread(len(records), records.shapes, batch_size, max_examples))
 

@@ -1,5 +1,6 @@
 """Which examples a batch holds, of training and of evaluation: a function of its number, and all of one shape."""
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -9,11 +10,25 @@ def epoch_order(seed: int, num_examples: int, start: int, count: int) -> np.ndar
     """Returns which examples the endless training stream holds at places start ... start + count - 1, (count,) int64.
 
     Each epoch is a permutation fixed by (seed, epoch): the stream is a function of the place, so resuming needs nothing
-    but a step number. (Grain's own shuffle walks through 2^16 candidates to order a hundred examples.)
+    but a step number. An epoch's is drawn once and kept while its batches are read, so a batch costs what it holds.
+    (Grain's own shuffle walks through 2^16 candidates to order a hundred examples.)
     """
     epochs, places = np.divmod(np.arange(start, start + count), num_examples)
-    orders = {epoch: np.random.default_rng((seed, epoch)).permutation(num_examples) for epoch in np.unique(epochs)}
-    return np.array([orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)])
+    order = np.empty(count, np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        order[here] = _permutation(seed, int(epoch), num_examples)[places[here]]
+    return order
+
+
+@functools.lru_cache(maxsize=4)  # readers run ahead into the next epoch
+def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(size)
+
+
+@functools.lru_cache(maxsize=4)
+def _bucket_orders(seed: int, epoch: int, sizes: tuple[int, ...]) -> list[np.ndarray]:
+    return [np.random.default_rng((seed, epoch, number)).permutation(size) for number, size in enumerate(sizes)]
 
 
 def buckets_of(shapes: np.ndarray) -> list[np.ndarray]:
@@ -30,10 +45,10 @@ def bucket_batch(seed: int, buckets: Sequence[np.ndarray], step: int, batch_size
     """
     batches = [-(-len(bucket) // batch_size) for bucket in buckets]
     epoch, place = divmod(step, sum(batches))
-    turn = int(np.random.default_rng((seed, epoch)).permutation(sum(batches))[place])
+    turn = int(_permutation(seed, epoch, sum(batches))[place])
     number = int(np.searchsorted(np.cumsum(batches), turn, side="right"))
     within = turn - sum(batches[:number])
-    order = np.random.default_rng((seed, epoch, number)).permutation(len(buckets[number]))
+    order = _bucket_orders(seed, epoch, tuple(map(len, buckets)))[number]
     return buckets[number][order[np.arange(within * batch_size, (within + 1) * batch_size) % len(order)]]
 
 

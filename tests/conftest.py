@@ -1,14 +1,17 @@
-"""What all tests share: the CPU as device, and a toy data store that is made once per session."""
+"""What all tests share: the CPU as device, compiled programs, toy stores and a trained workdir, each made once."""
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX is imported; set it yourself to run the tests elsewhere
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its idle threads spin, at the cost of those of XLA
+# Nearly all of a test's time is compilation of programs that run for milliseconds: few optimisations, and every program
+# once for all processes of all sessions. `make clean` forgets them.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "programs"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -19,35 +22,51 @@ from msm.builders.pictures.store import ImageReferences
 from msm.builders.store import prepare_store
 from msm.configs.default import get_config
 from tests.helpers.pictures import make_store, small_image_config, write_pictures
-from tests.helpers.small_runs import quick_compilation
+from tests.helpers.shared import once
+from tests.helpers.small_runs import small_config
 
-# Nearly all of a test's time is compilation of programs that run for milliseconds.
-jax.config.update("jax_disable_most_optimizations", True)
+PROGRAMS = Path(__file__).parent.parent / ".pytest_cache" / "programs"
+MOST_BYTES = 2 * 2**30
 
 
-@pytest.fixture(scope="module")
-def compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Quick compilation, shared by the files that train; a file asks for it by `usefixtures`."""
-    with quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+def pytest_configure(config: pytest.Config) -> None:
+    """Forgets all programs where those of many versions of the code have piled up."""
+    if hasattr(config, "workerinput") or not PROGRAMS.is_dir():
+        return
+    if sum(path.stat().st_size for path in PROGRAMS.iterdir()) > MOST_BYTES:
+        shutil.rmtree(PROGRAMS)
 
 
 @pytest.fixture(scope="session")
 def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `tools/prepare_demo.py --size 32 --max_slices 6` makes: 4 coils, R=4, 4 ACS lines. Do not change it."""
-    store = tmp_path_factory.mktemp("data") / "tiny_store"
-    prepare_store(store, Brains(default_settings(32), max_slices=6))
-    return store
+    brains = Brains(default_settings(32), max_slices=6)
+    return once(tmp_path_factory, "tiny_store", lambda store: prepare_store(store, brains))
 
 
 @pytest.fixture(scope="session")
 def nan_reference_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_store` with NaN for every reference image: what never reads references does not notice."""
-    store = tmp_path_factory.mktemp("data") / "nan_reference_store"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BrainReferences, "_record", lambda self, e: {"image": e.simulated.image * np.complex64(np.nan)})
-        prepare_store(store, Brains(default_settings(32), max_slices=6))
-    return store
+
+    def make(store: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            nan = np.complex64(np.nan)
+            patch.setattr(BrainReferences, "_record", lambda self, e: {"image": e.simulated.image * nan})
+            prepare_store(store, Brains(default_settings(32), max_slices=6))
+
+    return once(tmp_path_factory, "nan_reference_store", make)
+
+
+@pytest.fixture(scope="session")
+def trained_run(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of `small_config(tiny_store)`, trained without interruption. Copy it before anything is written."""
+
+    def make(folder: Path) -> None:
+        from msm import run_lib
+
+        run_lib.train(small_config(tiny_store), str(folder))
+
+    return once(tmp_path_factory, "trained_run", make)
 
 
 @pytest.fixture
@@ -73,29 +92,39 @@ def store_copy(tiny_store: Path, tiny_config: ConfigDict, tmp_path: Path) -> Pat
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of `write_pictures`: eleven pictures. Do not change it."""
-    folder = tmp_path_factory.mktemp("data") / "pictures"
-    write_pictures(folder)
-    return folder
+    return once(tmp_path_factory, "pictures", write_pictures)
 
 
 @pytest.fixture(scope="session")
 def image_store(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store of `helpers.pictures.source`: 6 train, 2 validation, 3 test pictures with noise. Do not change it."""
-    store = tmp_path_factory.mktemp("data") / "image_store"
-    make_store(pictures, store)
-    return store
+    return once(tmp_path_factory, "image_store", lambda store: make_store(pictures, store))
+
+
+@pytest.fixture(scope="session")
+def trained_on_pictures(image_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `trained_run`, of `small_image_config(image_store)`."""
+
+    def make(folder: Path) -> None:
+        from msm import run_lib
+
+        run_lib.train(small_image_config(image_store), str(folder))
+
+    return once(tmp_path_factory, "trained_on_pictures", make)
 
 
 @pytest.fixture(scope="session")
 def nan_image_store(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`image_store` with NaN for every reference picture: what never reads references does not notice."""
-    store = tmp_path_factory.mktemp("data") / "nan_image_store"
-    with pytest.MonkeyPatch.context() as patch:
-        tensor = tfds.features.Tensor(shape=(32, 32, 3), dtype=np.float32)
-        patch.setattr(ImageReferences, "_features", lambda self: {"image": tensor})
-        patch.setattr(ImageReferences, "_record", lambda self, p, m: {"image": p.pixels * np.float32(np.nan)})
-        make_store(pictures, store)
-    return store
+
+    def make(store: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            tensor = tfds.features.Tensor(shape=(32, 32, 3), dtype=np.float32)
+            patch.setattr(ImageReferences, "_features", lambda self: {"image": tensor})
+            patch.setattr(ImageReferences, "_record", lambda self, p, m: {"image": p.pixels * np.float32(np.nan)})
+            make_store(pictures, store)
+
+    return once(tmp_path_factory, "nan_image_store", make)
 
 
 @pytest.fixture

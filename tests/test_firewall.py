@@ -20,33 +20,14 @@ TRAINING_CODE = [
 ]
 
 
-pytestmark = pytest.mark.usefixtures("compiler")
-
-
-@pytest.fixture(scope="module")
-def trained(tiny_store, tmp_path_factory):
-    """The workdir of a run on a store with its references; test_run_lib.py's, if that was here before."""
-    folder = tmp_path_factory.getbasetemp() / "straight"
-    run_lib.train(small_config(tiny_store), str(folder))
-    return folder
-
-
-def test_references_that_are_nan_change_no_bit_of_training(tiny_store, nan_reference_store, trained, tmp_path):
+def test_references_that_are_nan_change_no_bit_of_training(tiny_store, nan_reference_store, trained_run, tmp_path):
     config = small_config(nan_reference_store)
     assert "not finite" in message_of(datasets.open_references(config, "test").batch, [0])
     assert np.isfinite(datasets.open_references(small_config(tiny_store), "test")[0]).all()
     run_lib.train(config, str(tmp_path))
-    assert_same_run(config, trained, tmp_path)
-    pictures = [(folder / "samples" / "step_0000004.png").read_bytes() for folder in (trained, tmp_path)]
+    assert_same_run(config, trained_run, tmp_path)
+    pictures = [(folder / "samples" / "step_0000004.png").read_bytes() for folder in (trained_run, tmp_path)]
     assert pictures[0] == pictures[1]
-
-
-@pytest.fixture(scope="module")
-def trained_on_pictures(image_store, tmp_path_factory):
-    """As `trained`, of pictures; e2e/test_images.py's, if that was here before."""
-    folder = tmp_path_factory.getbasetemp() / "straight_images"
-    run_lib.train(small_image_config(image_store), str(folder))
-    return folder
 
 
 def test_references_of_pictures_that_are_nan_change_no_bit_of_training(
@@ -62,12 +43,12 @@ def test_references_of_pictures_that_are_nan_change_no_bit_of_training(
     assert pictures[0] == pictures[1]
 
 
-def test_training_needs_no_references_and_evaluation_says_that_it_does(tiny_store, trained, tmp_path):
+def test_training_needs_no_references_and_evaluation_says_that_it_does(tiny_store, trained_run, tmp_path):
     store, folder = tmp_path / "store", tmp_path / "run"
     shutil.copytree(tiny_store, store, ignore=shutil.ignore_patterns("references"))
     config = small_config(store)
     run_lib.train(config, str(folder))
-    assert_same_run(config, trained, folder)
+    assert_same_run(config, trained_run, folder)
     message = message_of(run_lib.evaluate, config, str(folder))
     assert f"{store / 'references'}" in message and "is missing; make the store again" in message
     assert not (folder / "eval").exists()

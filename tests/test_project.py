@@ -225,7 +225,7 @@ def test_makefile_lists_every_target():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
     assert {line.split()[1] for line in done.stdout.splitlines()} == {
-        "help", "setup", "demo", "demo-images", "test", "lint", "docs", "bench", "clean",
+        "help", "setup", "demo", "demo-images", "test", "test-slow", "lint", "docs", "bench", "clean",
     }  # fmt: skip
 
 

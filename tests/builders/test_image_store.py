@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from msm import datasets
-from msm.builders import store
+from msm.builders import examples, store
 from msm.builders.demo import photos
 from msm.builders.pictures.store import Settings, acquire, draw_masks, unit_range
 from msm.infra.errors import UserError
@@ -46,7 +46,7 @@ def test_another_process_writes_the_same_bytes(pictures, image_store, tmp_path):
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_only_acquired_pixels_are_stored(image_store, image_config, split):
     manifest = datasets.dataset_info(image_config)
-    records = datasets._Records(image_store, manifest["acquisitions"]["undersampled"], split)
+    records = examples.Records(image_store, manifest["acquisitions"]["undersampled"], split)
     assert len(records) == manifest["counts"][split] == {"train": 6, "validation": 2, "test": 3}[split]
     for record in (records[i] for i in range(len(records))):
         assert set(record) == {"example_id", "name", "y", "mask", "noise_std"}
@@ -93,7 +93,7 @@ def test_noiseless_pixels_are_exact(pictures, image_config, tmp_path):
     manifest = make_store(pictures, tmp_path / "noiseless", noise_std=0.0)
     clean = clean_pictures(pictures, tmp_path)
     image_config.data.dir = str(tmp_path / "noiseless")
-    records = datasets._Records(tmp_path / "noiseless", manifest["acquisitions"]["undersampled"], "train")
+    records = examples.Records(tmp_path / "noiseless", manifest["acquisitions"]["undersampled"], "train")
     assert records[0]["y"].dtype == np.uint8
     for split in ("validation", "test"):
         some = datasets.load_measurements(image_config, split)

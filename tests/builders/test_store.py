@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from msm import datasets
-from msm.builders import store
+from msm.builders import examples, store
 from msm.builders.demo import heads as brain
 from msm.builders.demo import simulate
 from msm.infra.errors import UserError
@@ -51,7 +51,7 @@ def test_splits_share_no_slice_and_keep_a_gap():
 @pytest.mark.parametrize("split", brain.SPLITS)
 def test_only_acquired_entries_are_stored(tiny_store, tiny_config, split):
     manifest = datasets.dataset_info(tiny_config)
-    records = datasets._Records(tiny_store, manifest["acquisitions"]["undersampled"], split)
+    records = examples.Records(tiny_store, manifest["acquisitions"]["undersampled"], split)
     assert len(records) == manifest["counts"][split] == 6
     for record in (records[i] for i in range(len(records))):
         assert set(record) == {"y", "mask", "maps", "noise_std", "scale", "example_id", "volume", "slice"}
@@ -116,7 +116,7 @@ def test_scale_is_the_99th_percentile_of_the_zero_filled_volume(tiny_store, tiny
     zero_filled = [np.abs(simulate.zero_filled(e.simulated)) / e.scale for e in heads["test"]]
     assert len(zero_filled) == 23
     assert np.percentile(zero_filled, 99) == pytest.approx(1.0, abs=1e-6)
-    records = datasets._Records(tiny_store, datasets.dataset_info(tiny_config)["references"], "test")
+    records = examples.Records(tiny_store, datasets.dataset_info(tiny_config)["references"], "test")
     assert {records[i]["scale"] for i in range(6)} == {np.float32(heads["test"][0].scale)}
     # the adjoint of what is stored is that zero-filled image, up to noise
     measurement = datasets.load_measurements(tiny_config, "test")

@@ -10,7 +10,7 @@ from msm.builders.pictures.store import Images, Settings
 from msm.builders.store import prepare_store
 from msm.configs import lung64_ct
 
-pytestmark = pytest.mark.usefixtures("compiler")
+pytestmark = pytest.mark.slow
 
 
 def config_of(store, variant: str):

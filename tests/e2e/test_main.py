@@ -24,7 +24,7 @@ from tests.helpers.checks import hashes
 from tests.helpers.paths import ROOT
 
 MODES = ("train", "eval", "tune", "sample")
-ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # halves the compilation
+ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu"}
 
 
 def start(mode: str, workdir: Path, store: Path, cache: Path) -> subprocess.CompletedProcess:
@@ -48,6 +48,7 @@ def first(tiny_store, tmp_path_factory):
     return workdir, done, hashes(workdir)
 
 
+@pytest.mark.slow
 def test_workdir_holds_what_the_design_promises(first):
     workdir, _, files = first
     promised = [
@@ -70,6 +71,7 @@ def test_workdir_holds_what_the_design_promises(first):
     assert not [name for name in files if "tmp" in Path(name).name]  # every file has its final name
 
 
+@pytest.mark.slow
 def test_files_of_a_run_can_be_read(first):
     workdir, _, files = first
     steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -83,6 +85,7 @@ def test_files_of_a_run_can_be_read(first):
     assert len(rows) == 1 + 6 * 5  # a header, then six scans by five solvers
 
 
+@pytest.mark.slow
 def test_console_shows_the_log_and_nothing_else(first):
     """Every line is one of ours, with the time of day; no chatter of libraries, no warning, no traceback."""
     _, done, _ = first
@@ -95,6 +98,7 @@ def test_console_shows_the_log_and_nothing_else(first):
         assert lines and not [line for line in lines if line and not ours.match(line)], mode
 
 
+@pytest.mark.slow
 def test_summary_can_be_recomputed_from_the_stored_images(first):
     """PSNR by scikit-image from rounds/*.npz, padding left out, equals what summary.json says."""
     workdir, _, _ = first
@@ -114,6 +118,7 @@ def test_summary_can_be_recomputed_from_the_stored_images(first):
         assert np.mean(found) == pytest.approx(stated["mean"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_report_shows_the_stated_numbers(first):
     workdir, _, _ = first
     page = (workdir / "eval" / "report.html").read_text()
@@ -123,6 +128,7 @@ def test_report_shows_the_stated_numbers(first):
     assert "--mode=eval" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_the_same_command_again_changes_no_result(first, mode):
     """Rounds hold how long they took: one that was computed again would differ."""

@@ -12,6 +12,8 @@ from msm.builders.store import config_flags
 from tests.e2e.test_main import ENVIRONMENT, ROOT
 from tests.helpers.raw_files import raw_head, write_bart, write_fastmri
 
+pytestmark = pytest.mark.slow
+
 SIZE = 32
 
 

@@ -14,7 +14,7 @@ from msm import run_lib
 from tests.helpers import tiny_model
 from tests.helpers.checkpoint_runs import largest_file
 from tests.helpers.checks import hashes, message_of
-from tests.helpers.small_runs import quick_compilation, saved_state
+from tests.helpers.small_runs import saved_state
 
 HARM = {
     "truncated": lambda folder: os.truncate(largest_file(folder / "state"), 100),
@@ -42,8 +42,7 @@ def tiny_config(store: Path):
 @pytest.fixture(scope="module")
 def trained(tiny_store, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("fallback") / "run"
-    with quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
-        run_lib.train(tiny_config(tiny_store), str(run))
+    run_lib.train(tiny_config(tiny_store), str(run))
     return run
 
 
@@ -51,8 +50,7 @@ def trained(tiny_store, tmp_path_factory) -> Path:
 def run(trained, tmp_path, tmp_path_factory):
     """A copy of the run, which the test may harm."""
     shutil.copytree(trained, tmp_path / "run")
-    with quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
-        yield tmp_path / "run"
+    yield tmp_path / "run"
 
 
 @pytest.mark.parametrize(("mode", "harm"), [("eval", "truncated"), ("sample", "deleted"), ("tune", "deleted")])

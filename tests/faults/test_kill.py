@@ -16,7 +16,9 @@ from tests.helpers import tiny_model
 from tests.helpers.checkpoint_runs import steps
 from tests.helpers.checks import hashes
 from tests.helpers.processes import Process
-from tests.helpers.small_runs import assert_same_run, quick_compilation, small_config
+from tests.helpers.small_runs import assert_same_run, small_config
+
+pytestmark = pytest.mark.slow
 
 # When SIGKILL comes: soon after a step is recorded, while a checkpoint is written, or at any moment of the start.
 MOMENTS = ("step", "checkpoint", "step", "checkpoint", "start", "checkpoint", "step", "start", "checkpoint", "step")
@@ -115,8 +117,7 @@ def compare(straight: Run, run: Run, store: Path, cache: Path) -> None:
     tiny_model.register()
     config = small_config(store)
     config.update_from_flattened_dict({**tiny_model.SETTINGS, "training.num_steps": NUM_STEPS})
-    with quick_compilation(cache):
-        assert_same_run(config, straight.workdir, run.workdir)
+    assert_same_run(config, straight.workdir, run.workdir)
     recorded = [json.loads(line)["step"] for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
     assert recorded == list(range(1, NUM_STEPS + 1))
     final = f"checkpoints/{NUM_STEPS}"

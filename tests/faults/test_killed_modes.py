@@ -17,7 +17,9 @@ from msm.models.init import init_params
 from tests.helpers import tiny_model
 from tests.helpers.checks import hashes
 from tests.helpers.processes import Process
-from tests.helpers.small_runs import quick_compilation, small_config
+from tests.helpers.small_runs import small_config
+
+pytestmark = pytest.mark.slow
 
 UNITS = 6  # rounds, or trials
 SETTINGS = {
@@ -82,9 +84,8 @@ def given(tiny_store, tmp_path_factory) -> dict[str, Path]:
     tiny_model.register()
     config = small_config(tiny_store)
     config.update_from_flattened_dict(tiny_model.SETTINGS)
-    with quick_compilation(folder / "cache"):
-        experiment = build(config)
-        export_params(folder / "network", init_params(experiment.model, 0, experiment.image_shape), 7, {})
+    experiment = build(config)
+    export_params(folder / "network", init_params(experiment.model, 0, experiment.image_shape), 7, {})
     return {"store": tiny_store, "cache": folder / "cache", "checkpoint": folder / "network"}
 
 

@@ -8,6 +8,8 @@ from tests.builders.test_prepare_mri import write_full
 from tests.helpers.checks import hashes
 from tests.helpers.processes import Process
 
+pytestmark = pytest.mark.slow
+
 FILES = 6
 
 

@@ -20,8 +20,6 @@ from tests.helpers.checkpoint_runs import script, steps
 from tests.helpers.checks import hashes
 from tests.helpers.small_runs import assert_same_run, small_config
 
-pytestmark = pytest.mark.usefixtures("compiler")
-
 
 @pytest.fixture
 def config(tiny_store):
@@ -110,9 +108,8 @@ def test_two_processes_stop_after_the_same_step_though_one_alone_is_told():
     assert told[0] == told[1] and told[0].endswith(" 143\n")
 
 
-def test_training_saves_the_step_it_is_in_and_goes_on_bit_for_bit(config, tmp_path, monkeypatch, caplog):
+def test_training_saves_the_step_it_is_in_and_goes_on_bit_for_bit(config, trained_run, tmp_path, monkeypatch, caplog):
     config.training.resume_every = config.training.checkpoint_every = 100
-    run_lib.train(config, str(tmp_path / "straight"))
     shard_batch, count = sharding.shard_batch, []
 
     def interrupt_in_the_third(tree, mesh):
@@ -129,7 +126,7 @@ def test_training_saves_the_step_it_is_in_and_goes_on_bit_for_bit(config, tmp_pa
     assert steps(tmp_path / "run" / "checkpoints-meta") == [3] and not steps(tmp_path / "run" / "checkpoints")
     run_lib.train(config, str(tmp_path / "run"))
     assert len(count) == 4
-    assert_same_run(config, tmp_path / "straight", tmp_path / "run")
+    assert_same_run(config, trained_run, tmp_path / "run")
 
 
 @pytest.fixture

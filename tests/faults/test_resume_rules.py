@@ -9,7 +9,7 @@ from msm import run_lib
 from msm.configs.rules.stored import open_workdir
 from msm.infra import sharding
 from tests.helpers.checks import hashes, message_of
-from tests.helpers.small_runs import quick_compilation, saved_state, small_config
+from tests.helpers.small_runs import saved_state, small_config
 
 
 class Ended(Exception):
@@ -26,17 +26,16 @@ def test_settings_that_steer_a_run_take_effect_and_are_recorded(config, tmp_path
     folder, change = tmp_path / "run", {
         "optim.learning_rate": 1e-60, "optim.ema_rate": 0.0, "training.batch_size": 6, "training.log_every": 2,
     }  # fmt: skip
-    with quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
-        stop_after(monkeypatch, 2)
-        with pytest.raises(Ended):
-            run_lib.train(config, str(folder))
-        monkeypatch.undo()
-        begun = saved_state(config, folder)
-        before = {name: config[name.split(".")[0]][name.split(".")[1]] for name in change}
-        config.update_from_flattened_dict(change)
-        sizes = stop_after(monkeypatch, 100)
+    stop_after(monkeypatch, 2)
+    with pytest.raises(Ended):
         run_lib.train(config, str(folder))
-        ended = saved_state(config, folder)
+    monkeypatch.undo()
+    begun = saved_state(config, folder)
+    before = {name: config[name.split(".")[0]][name.split(".")[1]] for name in change}
+    config.update_from_flattened_dict(change)
+    sizes = stop_after(monkeypatch, 100)
+    run_lib.train(config, str(folder))
+    ended = saved_state(config, folder)
     assert begun[".step"] == 2 and ended[".step"] == 4 and sizes == [6, 6]
     moved = False
     for name in (n for n in begun if n.startswith(".params")):

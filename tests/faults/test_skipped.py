@@ -120,7 +120,7 @@ def poison(monkeypatch, steps):
     monkeypatch.setattr(sharding, "shard_batch", shard)
 
 
-def test_training_skips_counts_stops_and_goes_on(tiny_store, tmp_path, monkeypatch, caplog, compiler):
+def test_training_skips_counts_stops_and_goes_on(tiny_store, tmp_path, monkeypatch, caplog):
     """Step 1 is skipped; 3 and 4 are two in a row, which end the run; started again with sound data it goes on."""
     config = small_config(tiny_store)
     config.training.max_skipped = 2

@@ -42,14 +42,10 @@ def _server():
 
 
 def _execute(script: str, arguments: list[str], outputs: tuple[str, str], prepare) -> None:
-    import jax
-
     if prepare is not None:
         prepare()
     for stream, path in zip((1, 2), outputs, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     os.chdir(ROOT)
     sys.argv = [script, *arguments]
     sys.path.insert(0, str((ROOT / script).parent))  # as Python does for a script

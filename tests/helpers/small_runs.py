@@ -1,13 +1,10 @@
 """Training runs small enough to be repeated in a test: the smoke variant with a network that compiles in seconds."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from msm import datasets, optimizer
@@ -31,26 +28,6 @@ def small_config(store: Path) -> ConfigDict:
     config.model.attention_resolutions = ()
     config.eval.solvers = ("zero_filled", "msm")
     return config
-
-
-@contextlib.contextmanager
-def quick_compilation(folder: Path) -> Iterator[None]:
-    """Compiles with few optimisations, and a program that an earlier test of the session compiled not at all."""
-    changes = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.5,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in changes}
-    for name, value in changes.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()  # the setting is read once, at the first compilation
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
 
 
 def saved_state(config: ConfigDict, folder: Path) -> dict[str, np.ndarray]:

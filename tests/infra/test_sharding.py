@@ -12,6 +12,8 @@ from msm.infra import sharding
 from tests.helpers.paths import ROOT
 from tests.test_losses import SIZE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def found():

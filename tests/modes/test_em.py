@@ -21,8 +21,6 @@ from tests.helpers import tiny_model
 from tests.helpers.pictures import small_image_config
 from tests.helpers.small_runs import Killed
 
-pytestmark = pytest.mark.usefixtures("compiler")
-
 
 def em_config(store):
     """The tiny network in two rounds of two steps."""

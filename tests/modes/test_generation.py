@@ -31,9 +31,6 @@ from tests.reports.test_report import Page
 TOTAL = 6
 
 
-pytestmark = pytest.mark.usefixtures("compiler")
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tiny_store, tmp_path_factory):
     """Parameters whose last layer is not zero, as a new network's is: otherwise every image would be the same blur."""

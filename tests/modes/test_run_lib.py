@@ -1,6 +1,8 @@
 """Training, evaluation and sampling as loops: exact resume, rounds that are not repeated."""
 
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,15 +17,11 @@ from msm.modes import evaluate as evaluation
 from tests.helpers.checks import hashes, message_of
 from tests.helpers.small_runs import Killed, assert_same_run, saved_state, small_config
 
-pytestmark = pytest.mark.usefixtures("compiler")
-
 
 @pytest.fixture(scope="module")
-def trained(tiny_store, tmp_path_factory):
-    """The workdir of a run that was never interrupted; where it exists already, training has nothing to do."""
-    folder = tmp_path_factory.getbasetemp() / "straight"
-    run_lib.train(small_config(tiny_store), str(folder))
-    return folder
+def trained(trained_run, tmp_path_factory):
+    """A copy of the workdir of a run that was never interrupted, in which this file evaluates."""
+    return Path(shutil.copytree(trained_run, tmp_path_factory.mktemp("run_lib") / "run"))
 
 
 @pytest.fixture

@@ -11,8 +11,6 @@ from msm.configs.default import get_config
 from msm.configs.rules.check import find_problems
 from tests.helpers.checks import message_of
 
-pytestmark = pytest.mark.usefixtures("compiler")
-
 
 def test_training_evaluation_and_sampling(tiny_store, tmp_path):
     config = brain64_mri_ve.get_config("smoke")

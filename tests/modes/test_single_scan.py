@@ -18,7 +18,6 @@ from tests.helpers.checks import message_of
 from tests.helpers.small_runs import small_config
 from tests.helpers.toy_data import fourier, phantom, smooth_coils
 
-pytestmark = pytest.mark.usefixtures("compiler")
 SIZE = 16
 
 

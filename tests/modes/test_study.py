@@ -12,8 +12,6 @@ from msm.modes import tune as tuning
 from msm.solvers.registry import Range, Solver
 from tests.modes.test_tune import TRIALS, gain_config, gain_solver, rows_of
 
-pytestmark = pytest.mark.usefixtures("compiler")
-
 
 @pytest.fixture
 def traces(monkeypatch):

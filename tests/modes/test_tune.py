@@ -36,9 +36,6 @@ from tests.helpers.toy_data import acquisition, column_masks, fourier, smooth_co
 TRIALS, ACS = 6, 6
 
 
-pytestmark = pytest.mark.usefixtures("compiler")
-
-
 def white_images(size=24, count=12, coils=4, noise_std=0.5):
     """Scans of images whose pixels are independent, of variance 1 per real scalar: the best ridge is noise_std^2."""
     rng = np.random.default_rng(0)

@@ -15,6 +15,8 @@ import pytest
 from tests.helpers.paths import ROOT
 from tests.scale.runs import SETTINGS, environment, free_port, start
 
+pytestmark = pytest.mark.slow
+
 CONFIG = "--config=configs/brain64_msm.py:smoke"
 
 

@@ -20,6 +20,8 @@ from tests.helpers.checkpoint_runs import steps
 from tests.helpers.small_runs import saved_state
 from tests.scale.runs import NUM_STEPS, SETTINGS, finish, free_port, get_config, notes, start
 
+pytestmark = pytest.mark.slow
+
 MODES = ("train", "eval", "sample", "tune")
 LAYOUTS = ("four", "eight", "pod")
 TOLERANCE = 1e-5

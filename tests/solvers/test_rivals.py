@@ -240,7 +240,6 @@ def test_a_dps_network_sees_one_thinned_mask_per_sample_or_the_scans_own(mask):
         assert len(np.unique(one, axis=0)) > 1 and one.mean() < 0.75
 
 
-@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("name", ["ssdu", "ambient"])
 def test_training_and_evaluation_need_no_clean_image(name, tiny_store, nan_reference_store, tmp_path):
     """Whole runs of a tiny network; with NaN for every reference, training is the same bit by bit."""
