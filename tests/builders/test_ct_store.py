@@ -228,7 +228,7 @@ def test_colours_are_not_taken_for_ct(lung_store, image_store):
     config.masks.drop = 6
     assert "holds pictures, but transform.name 'grey'" in message_of(datasets.dataset_info, config)
     config = store_config(lung_store[0] / "none")
-    assert "python tools/prepare_ct.py --lungs --size 32" in message_of(datasets.dataset_info, config)
+    assert "python tools/prepare_ct.py --folder YOURS" in message_of(datasets.dataset_info, config)
 
 
 @pytest.mark.parametrize("name", tasks.CT)

@@ -238,7 +238,10 @@ def test_a_store_of_another_kind_is_refused(image_config, tiny_config, image_sto
 def test_missing_and_damaged_stores_name_the_command(image_config, pictures, tmp_path):
     image_config.data.dir = str(tmp_path / "none")
     message = message_of(datasets.dataset_info, image_config)
-    command = f"tools/prepare_images.py --photos --size 32 --mask random_boxes --grid 4 --drop 6 --out {tmp_path}/none"
+    assert f"python tools/prepare_images.py --folder YOURS --out {tmp_path}/none" in message
+    image_config.data.dir = "store/none"  # where the demos' stores are
+    message = message_of(datasets.dataset_info, image_config)
+    command = "tools/prepare_images.py --photos --size 32 --mask random_boxes --grid 4 --drop 6 --out store/none"
     assert command in message and "--folder DIR" in message
     make_store(pictures, tmp_path / "store")
     [record] = (tmp_path / "store").rglob("undersampled/**/*test.array_record*")

@@ -111,7 +111,7 @@ COMMANDS = {
     ),
     "three": (
         "main TOY RUN --config.model.patch_size=40 --config.optim.ema_rate=1.0 --config.loss.name=mms",
-        "loss.name is 'mms': it must be one of ambient, dsm, msm, msm_sure, ssdu; did you mean 'msm'?\n"
+        "loss.name is 'mms': it must be one of ambient, dsm, em, fill_in, msm, msm_sure, ssdu; did you mean 'msm'?\n"
         "optim.ema_rate is 1.0: it must be a number of at least 0 and less than 1\n"
         "data.image_size is 32: it must be at least 40 = model.patch_size * 2^(levels-1); change it, or "
         "use a smaller model.patch_size or fewer levels in model.channel_mult",
@@ -128,7 +128,7 @@ COMMANDS = {
     ),
     "trunc": (
         "main TOY RUN --config.data.dir={at}/trunc",
-        "{at}/trunc/acquisitions/brain_acquisitions/undersampled/1.0.0/brain_acquisitions-train.array_record-"
+        "{at}/trunc/acquisitions/brain_acquisitions/undersampled/1.1.0/brain_acquisitions-train.array_record-"
         "00000-of-00001 has 327580 bytes instead of 327680; make the store again: python "
         "tools/prepare_demo.py --size 32 --num_coils 4 --mask cartesian_random --acceleration 4 --acs_lines "
         "4 --noise_std 0.005 --seed 0 --max_slices 6 --out {at}/trunc",
@@ -154,8 +154,8 @@ COMMANDS = {
     ),
     "mri format": (
         "prepare_mri --in={at} --out={at}/s --format=fastMRI",
-        "unknown raw-data format 'fastMRI'; did you mean 'fastmri'? (known: array, bart, fastmri, "
-        "images_maps, ismrmrd)",
+        "unknown raw-data format 'fastMRI'; did you mean 'fastmri'? (known: array, bart, calgary_campinas, "
+        "cmrxrecon, fastmri, images_maps, ismrmrd, skm_tea)",
     ),
     "config=": (
         "main --config= RUN",
@@ -207,7 +207,7 @@ COMMANDS = {
     "folder": (
         "main TOY RUN --mode=eval --config.eval.folder=../x",
         "eval.folder is '../x': it must be a folder inside the workdir, without '..', and none of "
-        "checkpoints, checkpoints-meta, tensorboard, samples, tune",
+        "checkpoints, checkpoints-meta, tensorboard, samples, em, tune",
     ),
     "tune solver": (
         "main TOY RUN --mode=tune --config.tune.solver=zero_filled",
