@@ -33,8 +33,9 @@ def volume() -> np.ndarray:
     return np.tile(np.linspace(-1000, 1000, 16), (4, 16, 1)).astype(np.int16)
 
 
-def write_nii(path: Path) -> Path:
-    nibabel.Nifti1Image(volume(), np.diag([2.0, 2, 5, 1])).to_filename(path)
+def write_nii(path: Path, added: int = 0) -> Path:
+    """`added` to every Hounsfield unit: scans that are equal are left out."""
+    nibabel.Nifti1Image(volume() + np.int16(added), np.diag([2.0, 2, 5, 1])).to_filename(path)
     return path
 
 
@@ -48,9 +49,9 @@ def write_npz(path: Path) -> Path:
     return path
 
 
-def write_dcm(folder: Path) -> Path:
+def write_dcm(folder: Path, added: int = 0) -> Path:
     folder.mkdir()
-    for number, plane in enumerate(volume()):
+    for number, plane in enumerate(volume() + np.int16(added)):
         data = pydicom.Dataset()
         data.file_meta = pydicom.dataset.FileMetaDataset()
         data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
@@ -314,9 +315,9 @@ def test_claims_of_volumes_are_refused(tmp_path):
 
 def test_every_file_that_was_seen_is_used_told_or_ignored(tmp_path):
     """Of a folder of volumes with odd files and names, hidden ones and links to folders aside, none is forgotten."""
-    for name in ("one", "two"):
-        write_dcm(tmp_path / name)
-    write_nii(tmp_path / "three.nii")
+    for added, name in enumerate(("one", "two")):
+        write_dcm(tmp_path / name, added)
+    write_nii(tmp_path / "three.nii", 2)
     (tmp_path / "four.nii").write_bytes(b"nothing")
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / ".hidden.nii").write_text("x")
