@@ -26,7 +26,6 @@ from tests.helpers.pictures import small_image_config
 from tests.helpers.small_runs import small_config
 from tests.helpers.toy_data import column_masks, fourier, phantom, smooth_coils
 
-pytestmark = pytest.mark.usefixtures("compiler")
 SIZE = 16
 
 

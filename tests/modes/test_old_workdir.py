@@ -9,8 +9,6 @@ from msm import run_lib
 from tests.helpers.paths import ROOT
 from tests.helpers.small_runs import small_config
 
-pytestmark = pytest.mark.usefixtures("compiler")
-
 
 @pytest.fixture
 def old_run(tiny_store, tmp_path):
