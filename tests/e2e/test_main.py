@@ -17,8 +17,9 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from msm.configs.rules.check import find_problems
 from msm.experiment import build
-from msm.losses import get_loss_fn
+from msm.losses import Completed, get_loss_fn
 from msm.models.init import param_shapes
+from msm.modes import em
 from msm.operators.measurement import Measurement
 from tests.helpers.checks import hashes
 from tests.helpers.paths import ROOT
@@ -159,8 +160,16 @@ def test_every_config_builds_and_its_loss_has_a_value_per_example(name):
         "noise_std": ((), jnp.float32),
         "example_id": ((), jnp.int32),
     }
+    image = ((height, width), jnp.complex64) if coils else ((height, width, channels), jnp.float32)
+    if config.loss.name == "em":  # completions are whole images
+        mask = ((1,) * len(image[0]), jnp.bool_)
+        arrays |= {"y": image, "mask": mask, "maps": ((height, width), jnp.bool_) if coils else None}
     batch = Measurement(**{k: v and jax.ShapeDtypeStruct((2, *v[0]), v[1]) for k, v in arrays.items()})
-    loss_fn = get_loss_fn(config, experiment.schedule, experiment.transform, experiment.masks, experiment.denoise)
+    if config.loss.name == "fill_in":
+        batch = Completed(batch, jax.ShapeDtypeStruct((2, *image[0]), image[1]))
+    loss_fn = em.get_image_loss(experiment) if config.loss.name in ("em", "fill_in") else get_loss_fn(
+        config, experiment.schedule, experiment.transform, experiment.masks, experiment.denoise
+    )  # fmt: skip
     params = param_shapes(experiment.model, experiment.image_shape)
     loss = jax.eval_shape(loss_fn, params, batch, jax.random.key(0))
     assert loss.shape == (2,) and loss.dtype == jnp.float32

@@ -45,7 +45,7 @@ def test_batch_that_the_devices_cannot_share(config, monkeypatch):
 
 
 def test_several_mistakes_are_told_at_once(config):
-    config.model.patch_size, config.optim.ema_rate = 3, 1.0
+    config.model.patch_size, config.optim.ema_rate = 0, 1.0
     problems = config_check.find_problems(config)
     assert len(problems) == 2 and "model.patch_size" in "".join(problems) and "optim.ema_rate" in "".join(problems)
 

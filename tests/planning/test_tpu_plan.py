@@ -285,7 +285,7 @@ def test_programs_are_the_runs_own():
     train = programs.lower("train", config, devices, 2)
     state, batch, key = train.lowered.args_info[0]
     donated = [leaf.donated for leaf in jax.tree.leaves(state)]
-    assert all(donated) and len(donated) > 50
+    assert all(donated) and len(donated) >= 5  # step, parameters, average, moments: a vector each
     assert not any(leaf.donated for leaf in jax.tree.leaves((batch, key)))
     assert batch.y.shape == (2, 2, 16, 16) and batch.mask.shape == (2, 1, 1, 16) and batch.maps.shape == batch.y.shape
     assert train.turns == 1
