@@ -238,4 +238,4 @@ def test_generation_draws_images_that_depend_on_id_alone():
 def test_settings_have_no_silent_default():
     names = {field.name for field in dataclasses.fields(SamplerSettings)}
     config = get_config()
-    assert names <= set(config.solver) and names - {"start_sigma"} <= set(config.sampling)
+    assert names <= set(config.solver) and names - {"start_sigma", "finish_sigma"} <= set(config.sampling)
