@@ -28,7 +28,7 @@ def test_ismrmrd_tells_slice_numbers_position_and_directions(tmp_path):
     assert volume.header["slices"] == [3, 7]
     np.testing.assert_allclose(volume.header["position_mm"], [(1, 2, 15), (1, 2, 35)])
     np.testing.assert_allclose(volume.header["directions"], list(AXES.values()), atol=1e-6)
-    scan = prepare_scan(volume, Options(size=0, maps="lowres", acceleration=1, acs_lines=0, slices="1:"))
+    scan = prepare_scan(volume, Options(size=0, maps="lowres", acceleration=1, acs_lines=0, slices="1:", centre="0,0"))
     assert scan.facts["slices"] == [7] and scan.facts["places"] == [1] and scan.facts["shape"] == [12, 10]
 
 
@@ -61,5 +61,5 @@ def test_pixels_that_are_none_are_refused(text):
 
 def test_without_a_field_of_view_pixels_of_the_file_are_square():
     raw = RawVolume(random_kspace(1, 2, 16, 12), np.ones((1, 1, 12), bool))
-    scan = prepare_scan(raw, Options(size=12, maps="lowres", acceleration=1, acs_lines=0))
+    scan = prepare_scan(raw, Options(size=12, maps="lowres", acceleration=1, acs_lines=0, centre="0,0"))
     assert scan.facts["shape"] == [12, 12] and scan.facts["aspect"] == pytest.approx(16 / 12)

@@ -68,7 +68,7 @@ def test_workdir_holds_what_the_design_promises(first):
     assert any(name.startswith("tensorboard/events") for name in files)
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"2", "4"}
     assert {path.name for path in (workdir / "checkpoints-meta").iterdir()} == {"1", "3"}
-    assert len([name for name in files if re.fullmatch(r"eval/figures/slice_\d+\.png", name)]) >= 3
+    assert len([name for name in files if re.fullmatch(r"eval/figures/slice_\w+\.png", name)]) >= 3
     assert not [name for name in files if "tmp" in Path(name).name]  # every file has its final name
 
 

@@ -245,7 +245,8 @@ def test_devices_may_change_from_eight_to_four_to_one(runs):
 
 def test_a_mistake_on_one_process_is_told_by_all(runs):
     ends = [notes(runs, "pod", index)["refused"]["end"] for index in range(2)]
-    assert ends[1].startswith(f"UserError: {runs / 'missing' / 'manifest.json'} is missing; make the store: ")
+    missing = runs / "missing" / "manifest.json"
+    assert ends[1].startswith(f"UserError: {missing} is missing; data.dir must name a store: make one by ")
     assert ends[0] == ends[1].replace("UserError: ", "UserError: process 1 of 2: ")
 
 

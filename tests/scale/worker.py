@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from msm.infra import processes
 
@@ -159,6 +160,8 @@ def run_tasks(job: dict, index: int, notes: Notes) -> None:
             notes.end("done")
         except (UserError, Stopped) as error:
             notes.end(f"{type(error).__name__}: {error}")
+    if job["count"] > 1:  # process 0 writes its last results: who leaves now would take it along
+        multihost_utils.sync_global_devices("tasks")
     if job["count"] > 1 and index == job["count"] - 1:
         processes.leave(2, everywhere=False)
     processes.wait_for_all()
