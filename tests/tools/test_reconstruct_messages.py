@@ -7,7 +7,6 @@ import h5py
 import numpy as np
 import pytest
 
-from msm.tools.reconstruct import in_own_words
 from tests.helpers.paths import ROOT
 
 
@@ -38,5 +37,9 @@ def test_flags_are_named(given, expected, raw, tmp_path):
 
 
 def test_settings_are_said_in_the_tools_words():
-    said = in_own_words("eval.batch_size is 4: it must be a multiple of the 8 devices; set --config.eval.num_samples=2")
-    assert said == "--batch_size is 4: it must be a multiple of the 8 devices; set --samples=2"
+    """In a process of its own: tools define flags of the same names."""
+    said = "eval.batch_size is 4: it must be a multiple of the 8 devices; set --config.eval.num_samples=2"
+    code = f"from msm.tools.reconstruct import in_own_words; print(in_own_words({said!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    expected = "--batch_size is 4: it must be a multiple of the 8 devices; set --samples=2"
+    assert done.stdout.strip() == expected, done.stderr

@@ -23,8 +23,8 @@ def fill(kind: str, folder: Path) -> tuple[str, list[str]]:
         write_pictures(folder)
         return ".png", ["--folder", str(folder), "--size", "16"]
     if kind == "ct":
-        for name in ("one", "two", "three"):
-            write_nii(folder / f"{name}.nii")
+        for added, name in enumerate(("one", "two", "three")):
+            write_nii(folder / f"{name}.nii", added)
         return ".nii", ["--folder", str(folder), "--size", "16"]
     centred = np.exp(-((np.arange(16) - 8) ** 2) / 8)
     for number in range(2):
