@@ -48,7 +48,6 @@ def _execute(script: str, arguments: list[str], outputs: tuple[str, str], prepar
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     os.chdir(ROOT)
     sys.argv = [script, *arguments]
-    sys.path.insert(0, str((ROOT / script).parent))  # as Python does for a script
     runpy.run_path(str(ROOT / script), run_name="__main__")
 
 

@@ -47,8 +47,10 @@ def test_a_mirror_is_its_own_inverse():
 
 
 def test_every_symmetry_can_be_undone():
+    keys, nothing = jax.random.split(jax.random.key(0), 2), jnp.zeros((2, 16, 16, 16), jnp.complex64)
     for name in AUGMENTATIONS.names():
-        get_symmetry_fns((name,))[1](jax.random.split(jax.random.key(0), 2), jnp.zeros((2, 16, 16, 16), jnp.complex64))
+        np.testing.assert_array_equal(get_symmetry_fns((name,))[1](keys, nothing), nothing)
+    assert {*NAMES, "mirror"} <= set(AUGMENTATIONS.names())
 
 
 @pytest.mark.parametrize("size", [48, 49])
